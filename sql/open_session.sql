@@ -1,0 +1,30 @@
+-- what this server is, and the settings of a session
+--
+-- Rows travel as text from one server to another: both ends must write and read dates, numbers and bytes
+-- the same way, whatever their own settings are.
+SELECT
+    pg_catalog.current_setting('server_version') AS version,
+    pg_catalog.current_setting('server_version_num')::pg_catalog.int4 AS version_num,
+    pg_catalog.current_setting('server_encoding') AS encoding,
+    powa.version AS powa_version,
+    powa.schema AS powa_schema,
+    -- as inherited, unless that is to wait for ever
+    pg_catalog.set_config('lock_timeout',
+        CASE WHEN pg_catalog.current_setting('lock_timeout') = '0' THEN '2000'
+             ELSE pg_catalog.current_setting('lock_timeout') END, false),
+    -- PoWA 4 finds other extensions by the search path; from PoWA 5 on every name is qualified
+    pg_catalog.set_config('search_path',
+        CASE WHEN pg_catalog.split_part(powa.version, '.', 1) IN ('1', '2', '3', '4')
+             THEN pg_catalog.current_setting('search_path')
+             ELSE 'pg_catalog' END, false),
+    pg_catalog.set_config('datestyle', 'ISO, YMD', false),
+    pg_catalog.set_config('intervalstyle', 'postgres', false),
+    pg_catalog.set_config('extra_float_digits', '3', false),
+    pg_catalog.set_config('bytea_output', 'hex', false)
+FROM (SELECT) AS one
+LEFT JOIN (
+    SELECT e.extversion AS version, n.nspname::pg_catalog.text AS schema
+    FROM pg_catalog.pg_extension AS e
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
+    WHERE e.extname = 'powa'
+) AS powa ON true

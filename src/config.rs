@@ -1,0 +1,542 @@
+//! The configuration: a JSON file, environment variables over it, and defaults below it.
+//!
+//! A [`Configuration`] that exists is valid. Everything that can be wrong is found here, at once, and said
+//! with the file, the line where there is one, and the key.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::{Environment, File, FileFormat};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::postgres::conninfo::{ConnInfo, Secret};
+
+/// Environment variables: `POWA_COLLECTOR_` and the key, with `__` for each dot.
+const ENVIRONMENT_PREFIX: &str = "POWA_COLLECTOR";
+
+/// Every key, in the order of the documentation.
+pub const KEYS: [&str; 14] = [
+    "repository.dsn",
+    "repository.max_connections",
+    "use_server_alias",
+    "debug",
+    "servers_refresh_interval",
+    "shutdown_timeout",
+    "fetch.database_connections",
+    "fetch.connects_at_once",
+    "spool.memory_limit",
+    "spool.directory",
+    "timeouts.connect",
+    "timeouts.query",
+    "timeouts.fetch",
+    "timeouts.store",
+];
+
+/// A valid configuration.
+#[derive(Debug, Clone)]
+pub struct Configuration {
+    /// Where the repository is.
+    pub repository: ConnInfo,
+    /// The string that `repository` was read from, to tell whether it changed.
+    repository_dsn: Secret,
+    pub settings: Settings,
+    /// Whether servers are named by their alias where they have one.
+    pub use_server_alias: bool,
+    pub debug: bool,
+    /// How often the file and the servers are read again by themselves. `None`: only when asked.
+    pub servers_refresh_interval: Option<Duration>,
+    /// How long a store in progress may go on after a stop.
+    pub shutdown_timeout: Duration,
+    /// The file it came from, for the log.
+    pub file: Option<PathBuf>,
+}
+
+/// What a snapshot needs to know of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Snapshots in the repository at once.
+    pub max_connections: usize,
+    /// Databases of one server that are read side by side.
+    pub database_connections: usize,
+    /// Servers that are being connected to at once.
+    pub connects_at_once: usize,
+    /// Bytes of one snapshot that are kept in memory; more goes to a file.
+    pub spool_memory_limit: usize,
+    pub spool_directory: PathBuf,
+    pub timeouts: Timeouts,
+}
+
+/// How long each kind of wait may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Opening a connection: name, TCP, TLS, login and the first question.
+    pub connect: Duration,
+    /// One short question, to either side.
+    pub query: Duration,
+    /// All that is read from one database of a server.
+    pub fetch: Duration,
+    /// Storing one snapshot.
+    pub store: Duration,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigurationError {
+    #[error("no configuration file: looked for {}; use -c FILE or set POWA_COLLECTOR_REPOSITORY__DSN", list(.0))]
+    NoFile(Vec<PathBuf>),
+    #[error("{}: cannot be read: {source}", file.display())]
+    Unreadable { file: PathBuf, source: std::io::Error },
+    #[error("{}: line {line}, column {column}: not valid JSON: {reason}", file.display())]
+    Json { file: PathBuf, line: usize, column: usize, reason: String },
+    #[error("{}: line {line}: key {key}: {reason}", file.display())]
+    WrongType { file: PathBuf, line: usize, key: String, reason: String },
+    #[error("{place}: key {key}: {reason}")]
+    Value { place: String, key: &'static str, reason: String },
+    #[error("environment variable {variable}: {reason}")]
+    Environment { variable: String, reason: String },
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    paths.join(", ")
+}
+
+/// A configuration and what is odd about it without being wrong.
+#[derive(Debug)]
+pub struct Loaded {
+    pub configuration: Configuration,
+    pub warnings: Vec<String>,
+}
+
+/// The keys as they stand in the file, with their defaults.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Raw {
+    repository: RawRepository,
+    use_server_alias: bool,
+    debug: bool,
+    servers_refresh_interval: Option<u64>,
+    shutdown_timeout: Option<u64>,
+    fetch: RawFetch,
+    spool: RawSpool,
+    timeouts: RawTimeouts,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RawRepository {
+    dsn: Option<Secret>,
+    max_connections: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RawFetch {
+    database_connections: Option<u64>,
+    connects_at_once: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RawSpool {
+    memory_limit: Option<u64>,
+    directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RawTimeouts {
+    connect: Option<u64>,
+    query: Option<u64>,
+    fetch: Option<u64>,
+    store: Option<u64>,
+}
+
+/// Reads the configuration: the given file or else the first one that exists, then the environment.
+///
+/// # Errors
+/// When there is no usable configuration; the message is for the person who wrote it.
+pub fn load(file: Option<&Path>) -> Result<Loaded, ConfigurationError> {
+    let file = match file {
+        Some(file) => Some(file.to_owned()),
+        None => search_path().into_iter().find(|path| path.exists()),
+    };
+    let text = match &file {
+        Some(path) => Some(
+            fs::read_to_string(path)
+                .map_err(|source| ConfigurationError::Unreadable { file: path.clone(), source })?,
+        ),
+        None => None,
+    };
+    let variables = env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with(ENVIRONMENT_PREFIX))
+        .collect();
+    read(file, text.as_deref(), variables)
+}
+
+/// The places of the configuration file, in order.
+fn search_path() -> Vec<PathBuf> {
+    let mut places = vec![PathBuf::from("/etc/powa-collector.conf")];
+    if let Some(home) = env::var_os("HOME").map(PathBuf::from) {
+        places.push(home.join(".config/powa-collector.conf"));
+        places.push(home.join(".powa-collector.conf"));
+    }
+    places.push(PathBuf::from("./powa-collector.conf"));
+    places
+}
+
+fn read(
+    file: Option<PathBuf>,
+    text: Option<&str>,
+    variables: Vec<(String, String)>,
+) -> Result<Loaded, ConfigurationError> {
+    let mut warnings = Vec::new();
+    if let (Some(file), Some(text)) = (&file, text) {
+        let value = check_file(file, text)?;
+        for key in keys_of(&value) {
+            if let Some(advice) = unknown_key(&key) {
+                warnings.push(format!("{}: unknown key {key}: {advice}", file.display()));
+            }
+        }
+    }
+    for (name, _) in &variables {
+        let key = key_of_variable(name);
+        if let Some(advice) = unknown_key(&key) {
+            warnings.push(format!("environment variable {name}: unknown key {key}: {advice}"));
+        }
+    }
+    let raw = merge(text, &variables)?;
+    let place = match &file {
+        Some(file) => file.display().to_string(),
+        None => "environment".to_owned(),
+    };
+    if file.is_none() && raw.repository.dsn.is_none() {
+        return Err(ConfigurationError::NoFile(search_path()));
+    }
+    let configuration = validate(raw, &place, file)?;
+    Ok(Loaded { configuration, warnings })
+}
+
+/// Reads the file by itself, for errors that know their line.
+fn check_file(file: &Path, text: &str) -> Result<Value, ConfigurationError> {
+    let value: Value = serde_json::from_str(text).map_err(|error| ConfigurationError::Json {
+        file: file.to_owned(),
+        line: error.line(),
+        column: error.column(),
+        reason: without_position(&error),
+    })?;
+    let deserializer = &mut serde_json::Deserializer::from_str(text);
+    let raw: Result<Raw, _> = serde_path_to_error::deserialize(deserializer);
+    raw.map_err(|error| ConfigurationError::WrongType {
+        file: file.to_owned(),
+        line: error.inner().line(),
+        key: error.path().to_string(),
+        reason: without_value(&without_position(error.inner())),
+    })?;
+    Ok(value)
+}
+
+fn without_position(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+/// serde repeats a value of the wrong type; one that stands where a password belongs must not be repeated.
+fn without_value(reason: &str) -> String {
+    match (reason.find(" \""), reason.rfind("\", expected")) {
+        (Some(start), Some(end)) if start < end => {
+            format!("{}{}", &reason[..start], &reason[end + 1..])
+        }
+        _ => reason.to_owned(),
+    }
+}
+
+/// The file with the environment over it.
+fn merge(text: Option<&str>, variables: &[(String, String)]) -> Result<Raw, ConfigurationError> {
+    let build = |variables: &[(String, String)]| {
+        let environment = Environment::with_prefix(ENVIRONMENT_PREFIX)
+            .prefix_separator("_")
+            .separator("__")
+            .try_parsing(true)
+            .source(Some(variables.iter().cloned().collect()));
+        config::Config::builder()
+            .add_source(File::from_str(text.unwrap_or("{}"), FileFormat::Json))
+            .add_source(environment)
+            .build()
+            .and_then(config::Config::try_deserialize::<Raw>)
+    };
+    build(variables).map_err(|_| {
+        // The file was good by itself: find the variable that is not.
+        let wrong = variables.iter().find(|variable| build(std::slice::from_ref(variable)).is_err());
+        let (name, _) = wrong.or(variables.first()).expect("the environment is what failed");
+        ConfigurationError::Environment {
+            variable: name.clone(),
+            reason: format!("not a value that key {} can have", key_of_variable(name)),
+        }
+    })
+}
+
+fn key_of_variable(name: &str) -> String {
+    name[ENVIRONMENT_PREFIX.len()..].trim_start_matches('_').to_lowercase().replace("__", ".")
+}
+
+fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuration, ConfigurationError> {
+    let wrong = |key, reason: String| ConfigurationError::Value { place: place.to_owned(), key, reason };
+    let count = |key, value: Option<u64>, default: u64, least: u64, most: u64| {
+        let value = value.unwrap_or(default);
+        if (least..=most).contains(&value) {
+            Ok(value)
+        } else {
+            Err(wrong(key, format!("{value} is not between {least} and {most}")))
+        }
+    };
+    let size = |key, value, default, least, most| {
+        count(key, value, default, least, most).map(|value| usize::try_from(value).expect("bounded above"))
+    };
+    let seconds =
+        |key, value, default, least| count(key, value, default, least, 86_400).map(Duration::from_secs);
+
+    let dsn = raw.repository.dsn.ok_or_else(|| {
+        wrong(
+            "repository.dsn",
+            "missing; give the repository's libpq connection string, as in \
+             \"postgresql://powa_user@localhost:5432/powa\""
+                .to_owned(),
+        )
+    })?;
+    let repository = ConnInfo::parse(&dsn).map_err(|error| wrong("repository.dsn", error.to_string()))?;
+    let refresh = seconds("servers_refresh_interval", raw.servers_refresh_interval, 60, 0)?;
+    Ok(Configuration {
+        repository,
+        repository_dsn: dsn,
+        settings: Settings {
+            max_connections: size("repository.max_connections", raw.repository.max_connections, 4, 1, 100)?,
+            database_connections: size(
+                "fetch.database_connections",
+                raw.fetch.database_connections,
+                2,
+                1,
+                100,
+            )?,
+            connects_at_once: size("fetch.connects_at_once", raw.fetch.connects_at_once, 16, 1, 1000)?,
+            spool_memory_limit: size("spool.memory_limit", raw.spool.memory_limit, 2 << 20, 0, 1 << 30)?,
+            spool_directory: raw.spool.directory.unwrap_or_else(temporary_directory),
+            timeouts: Timeouts {
+                connect: seconds("timeouts.connect", raw.timeouts.connect, 10, 1)?,
+                query: seconds("timeouts.query", raw.timeouts.query, 30, 1)?,
+                fetch: seconds("timeouts.fetch", raw.timeouts.fetch, 300, 1)?,
+                store: seconds("timeouts.store", raw.timeouts.store, 900, 1)?,
+            },
+        },
+        use_server_alias: raw.use_server_alias,
+        debug: raw.debug,
+        servers_refresh_interval: (!refresh.is_zero()).then_some(refresh),
+        shutdown_timeout: seconds("shutdown_timeout", raw.shutdown_timeout, 30, 0)?,
+        file,
+    })
+}
+
+/// `/tmp` may be memory; spool files are there to save memory.
+fn temporary_directory() -> PathBuf {
+    env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+/// The keys of a document, dotted; objects that we know nothing of count as one key.
+fn keys_of(value: &Value) -> BTreeSet<String> {
+    fn collect(value: &Value, prefix: &str, keys: &mut BTreeSet<String>) {
+        let Value::Object(fields) = value else { return };
+        for (name, value) in fields {
+            let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+            let is_section = KEYS
+                .iter()
+                .any(|known| known.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('.')));
+            if is_section && value.is_object() {
+                collect(value, &key, keys);
+            } else {
+                keys.insert(key);
+            }
+        }
+    }
+    let mut keys = BTreeSet::new();
+    collect(value, "", &mut keys);
+    keys
+}
+
+/// What to say of a key that is not known.
+fn unknown_key(key: &str) -> Option<String> {
+    if KEYS.contains(&key) {
+        return None;
+    }
+    let nearest = KEYS
+        .into_iter()
+        .max_by(|a, b| strsim::jaro(a, key).total_cmp(&strsim::jaro(b, key)))
+        .expect("there are keys");
+    Some(format!("ignored; the nearest known key is {nearest}"))
+}
+
+/// What differs between two configurations, for the log; never the values of secrets.
+pub fn differences(old: &Configuration, new: &Configuration) -> Vec<String> {
+    fn changed<T: PartialEq + std::fmt::Debug>(key: &str, old: &T, new: &T) -> Option<String> {
+        (old != new).then(|| format!("{key}: {old:?} becomes {new:?}"))
+    }
+    let (was, is) = (&old.settings, &new.settings);
+    let dsn = old.differs_in_repository(new).then(|| {
+        format!("repository.dsn: {} becomes {}", old.repository.describe(), new.repository.describe())
+    });
+    [
+        dsn,
+        changed("repository.max_connections", &was.max_connections, &is.max_connections),
+        changed("use_server_alias", &old.use_server_alias, &new.use_server_alias),
+        changed("debug", &old.debug, &new.debug),
+        changed("servers_refresh_interval", &old.servers_refresh_interval, &new.servers_refresh_interval),
+        changed("shutdown_timeout", &old.shutdown_timeout, &new.shutdown_timeout),
+        changed("fetch.database_connections", &was.database_connections, &is.database_connections),
+        changed("fetch.connects_at_once", &was.connects_at_once, &is.connects_at_once),
+        changed("spool.memory_limit", &was.spool_memory_limit, &is.spool_memory_limit),
+        changed("spool.directory", &was.spool_directory, &is.spool_directory),
+        changed("timeouts", &was.timeouts, &is.timeouts),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+impl Configuration {
+    /// Whether the repository is another one, or is reached in another way.
+    pub fn differs_in_repository(&self, other: &Self) -> bool {
+        self.repository_dsn != other.repository_dsn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from_file(text: &str) -> Result<Loaded, ConfigurationError> {
+        read(Some(PathBuf::from("f.conf")), Some(text), vec![])
+    }
+
+    fn message(text: &str) -> String {
+        from_file(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_shipped_file_is_valid_and_shows_the_defaults() {
+        let shipped = include_str!("../powa-collector.conf-dist");
+        let loaded = from_file(shipped).unwrap();
+        assert_eq!(loaded.warnings, Vec::<String>::new());
+        let minimal = from_file(r#"{"repository": {"dsn": "postgresql:///powa"}}"#).unwrap();
+        assert_eq!(loaded.configuration.settings.timeouts, minimal.configuration.settings.timeouts);
+        assert_eq!(
+            loaded.configuration.settings.max_connections,
+            minimal.configuration.settings.max_connections
+        );
+    }
+
+    #[test]
+    fn a_file_of_the_python_collector_works_as_it_is() {
+        let loaded = from_file(
+            r#"{"repository": {"dsn": "postgresql://powa_user@localhost:5432/powa"},
+                "use_server_alias": true, "debug": true}"#,
+        )
+        .unwrap();
+        let configuration = loaded.configuration;
+        assert!(configuration.use_server_alias && configuration.debug);
+        assert_eq!(configuration.settings.max_connections, 4);
+        assert_eq!(configuration.servers_refresh_interval, Some(Duration::from_secs(60)));
+        assert_eq!(configuration.shutdown_timeout, Duration::from_secs(30));
+        assert!(loaded.warnings.is_empty());
+    }
+
+    #[test]
+    fn every_key_can_be_set_and_a_wrong_type_is_named_with_its_line() {
+        for key in KEYS {
+            let text = match key.split_once('.') {
+                Some((section, name)) => format!("{{\n\"{section}\": {{\n\"{name}\": []}}}}"),
+                None => format!("{{\n\n\"{key}\": []}}"),
+            };
+            let message = message(&text);
+            assert!(message.starts_with(&format!("f.conf: line 3: key {key}: ")), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_file_and_place() {
+        assert!(message("{\n\"debug\": tru}").starts_with("f.conf: line 2, column 13: not valid JSON"));
+        assert!(message("{}").starts_with("f.conf: key repository.dsn: missing"));
+        assert!(
+            message(r#"{"repository": {"dsn": "host=a nonsense=1"}}"#)
+                .starts_with("f.conf: key repository.dsn: the connection string is not valid")
+        );
+        assert!(
+            message(r#"{"repository": {"dsn": "", "max_connections": 0}}"#)
+                .contains("key repository.max_connections: 0 is not between 1 and 100")
+        );
+        let unreadable = load(Some(Path::new("/nonexistent/f.conf"))).unwrap_err().to_string();
+        assert!(unreadable.starts_with("/nonexistent/f.conf: cannot be read: No such file"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_a_warning_that_names_the_nearest() {
+        let loaded =
+            from_file(r#"{"repository": {"dsn": "", "max_conections": 4}, "Debug": true, "x": {"y": 1}}"#)
+                .unwrap();
+        assert_eq!(loaded.warnings.len(), 3);
+        assert!(loaded.warnings[0].contains("unknown key Debug"));
+        assert!(loaded.warnings[0].ends_with("nearest known key is debug"));
+        assert!(loaded.warnings[1].ends_with("nearest known key is repository.max_connections"));
+    }
+
+    #[test]
+    fn the_environment_stands_over_the_file() {
+        let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let text = r#"{"repository": {"dsn": "host=a dbname=d"}, "debug": false}"#;
+        let loaded = read(
+            Some(PathBuf::from("f.conf")),
+            Some(text),
+            vec![
+                variable("POWA_COLLECTOR_REPOSITORY__DSN", "host=b dbname=d"),
+                variable("POWA_COLLECTOR_DEBUG", "true"),
+                variable("POWA_COLLECTOR_REPOSITORY__MAX_CONNECTIONS", "7"),
+                variable("POWA_COLLECTOR_DEBUGG", "true"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(loaded.configuration.repository.describe(), "b:5432/d");
+        assert!(loaded.configuration.debug);
+        assert_eq!(loaded.configuration.settings.max_connections, 7);
+        assert_eq!(loaded.warnings.len(), 1);
+        assert!(loaded.warnings[0].contains("POWA_COLLECTOR_DEBUGG"));
+
+        let alone = read(None, None, vec![variable("POWA_COLLECTOR_REPOSITORY__DSN", "host=c")]);
+        assert_eq!(alone.unwrap().configuration.repository.describe(), "c:5432");
+
+        let wrong = read(
+            Some(PathBuf::from("f.conf")),
+            Some(text),
+            vec![variable("POWA_COLLECTOR_DEBUG", "perhaps")],
+        );
+        let message = wrong.unwrap_err().to_string();
+        assert!(message.contains("POWA_COLLECTOR_DEBUG") && !message.contains("perhaps"));
+    }
+
+    #[test]
+    fn a_password_is_in_no_message() {
+        for text in [
+            r#"{"repository": "host=a password=hunter2"}"#,
+            r#"{"repository": {"dsn": "host=a password=hunter2 nonsense=1"}}"#,
+            r#"{"debug": "hunter2\", expected"}"#,
+        ] {
+            let error = from_file(text).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        }
+    }
+}

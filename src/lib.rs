@@ -1,0 +1,11 @@
+pub mod cli;
+pub mod collector;
+pub mod config;
+pub mod control;
+pub mod postgres;
+pub mod schedule;
+pub mod server;
+pub mod signals;
+pub mod snapshot;
+pub mod telemetry;
+pub mod worker;

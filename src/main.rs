@@ -1,0 +1,57 @@
+//! Arguments, configuration, log, run, exit status.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use powa_collector::cli::{Arguments, Command};
+use powa_collector::collector::{self, Ending};
+use powa_collector::{config, signals, telemetry};
+
+/// The configuration cannot be used.
+const EXIT_CONFIGURATION: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let verbosity = telemetry::start();
+    let loaded = match config::load(arguments.config.as_deref()) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("powa-collector: {error}");
+            return ExitCode::from(EXIT_CONFIGURATION);
+        }
+    };
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let configuration = loaded.configuration;
+    verbosity.set_debug(configuration.debug);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("powa-collector: start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let command = arguments.command.unwrap_or(Command::Run);
+    let outcome = runtime.block_on(async {
+        match command {
+            Command::Run => {
+                let signals = signals::signals().context("handle signals")?;
+                tracing::info!("powa-collector {} starts", env!("CARGO_PKG_VERSION"));
+                let ending = collector::run(arguments.config, configuration, verbosity, signals).await;
+                Ok(match ending {
+                    Ending::Stopped => ExitCode::SUCCESS,
+                    Ending::Forced => ExitCode::FAILURE,
+                })
+            }
+            Command::Check | Command::Once { .. } => anyhow::bail!("not there yet"),
+        }
+    });
+    // What is still under way was given its time; it must not hold up the end.
+    runtime.shutdown_background();
+    outcome.unwrap_or_else(|error: anyhow::Error| {
+        eprintln!("powa-collector: {error:#}");
+        ExitCode::FAILURE
+    })
+}

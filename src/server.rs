@@ -1,0 +1,149 @@
+//! A monitored server: a row of `powa_servers`.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio_postgres::{Client, Error};
+
+use crate::postgres::conninfo::{ConnInfo, ConnInfoError, Secret};
+use crate::postgres::extension::in_schema;
+
+/// `powa_servers.id`. 0 is the repository itself and never collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServerId(pub i32);
+
+impl fmt::Display for ServerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A server to collect, as it is registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    pub id: ServerId,
+    /// A host name, an address, or the directory of a socket.
+    pub hostname: String,
+    pub port: i32,
+    pub username: String,
+    pub password: Option<Secret>,
+    pub dbname: String,
+    /// From the beginning of one snapshot to the beginning of the next.
+    pub frequency: Duration,
+    pub alias: Option<String>,
+    /// Whether it has its row in `powa_snapshot_metas`, without which no snapshot can be stored.
+    pub is_registered: bool,
+}
+
+impl Server {
+    /// The name that logs and sessions carry.
+    pub fn name(&self, use_alias: bool) -> String {
+        match &self.alias {
+            Some(alias) if use_alias => alias.clone(),
+            _ => format!("{}:{}", self.hostname, self.port),
+        }
+    }
+
+    /// # Errors
+    /// When the port is not one.
+    pub fn conninfo(&self) -> Result<ConnInfo, ConnInfoError> {
+        ConnInfo::from_parts(&self.hostname, self.port, &self.username, self.password.as_ref(), &self.dbname)
+    }
+
+    /// Whether a session opened for the one would serve the other.
+    pub fn connects_like(&self, other: &Self) -> bool {
+        self.hostname == other.hostname
+            && self.port == other.port
+            && self.username == other.username
+            && self.password == other.password
+            && self.dbname == other.dbname
+    }
+
+    /// What `new` has otherwise, in words; a password only as the fact that it changed.
+    pub fn differences(&self, new: &Self) -> Vec<String> {
+        fn changed<T: PartialEq + fmt::Debug>(what: &str, old: &T, new: &T) -> Option<String> {
+            (old != new).then(|| format!("{what} {old:?} becomes {new:?}"))
+        }
+        [
+            changed("hostname", &self.hostname, &new.hostname),
+            changed("port", &self.port, &new.port),
+            changed("username", &self.username, &new.username),
+            (self.password != new.password).then(|| "password changes".to_owned()),
+            changed("dbname", &self.dbname, &new.dbname),
+            changed("frequency", &self.frequency, &new.frequency),
+            changed("alias", &self.alias, &new.alias),
+            changed("registered", &self.is_registered, &new.is_registered),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+/// The servers that are to be collected, by id.
+///
+/// # Errors
+/// Those of the connection, and a missing grant on `powa_servers`.
+pub async fn list(client: &Client, schema: &str) -> Result<Vec<Server>, Error> {
+    let statement = in_schema(include_str!("../sql/repository/servers.sql"), schema);
+    let rows = client.query(&statement, &[]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let frequency: i32 = row.get("frequency");
+            let password: Option<String> = row.get("password");
+            Server {
+                id: ServerId(row.get("id")),
+                hostname: row.get("hostname"),
+                port: row.get("port"),
+                username: row.get("username"),
+                password: password.map(Secret::new),
+                dbname: row.get("dbname"),
+                frequency: Duration::from_secs(u64::from(frequency.unsigned_abs())),
+                alias: row.get("alias"),
+                is_registered: row.get("is_registered"),
+            }
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> Server {
+        Server {
+            id: ServerId(1),
+            hostname: "db1".into(),
+            port: 5432,
+            username: "powa".into(),
+            password: Some(Secret::new("hunter2")),
+            dbname: "powa".into(),
+            frequency: Duration::from_secs(300),
+            alias: Some("main".into()),
+            is_registered: true,
+        }
+    }
+
+    #[test]
+    fn the_alias_names_a_server_only_when_asked_and_present() {
+        let mut server = server();
+        assert_eq!(server.name(false), "db1:5432");
+        assert_eq!(server.name(true), "main");
+        server.alias = None;
+        assert_eq!(server.name(true), "db1:5432");
+    }
+
+    #[test]
+    fn a_changed_password_is_told_without_showing_it() {
+        let old = server();
+        let mut new = server();
+        new.password = Some(Secret::new("hunter3"));
+        new.frequency = Duration::from_secs(60);
+        let text = old.differences(&new).join("; ");
+        assert_eq!(text, "password changes; frequency 300s becomes 60s");
+        assert!(!format!("{old:?}").contains("hunter2"));
+        assert!(!old.connects_like(&new));
+        assert!(old.differences(&server()).is_empty());
+    }
+}

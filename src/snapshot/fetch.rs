@@ -1,0 +1,502 @@
+//! Reading one snapshot from a monitored server.
+//!
+//! What describes the whole server is read in one transaction whose statements are all sent before the first
+//! answer is awaited. It ends with its last row and never waits for the repository. After each datasource the
+//! transaction returns to a savepoint, failed or not, so that one that fails costs only itself.
+//!
+//! What describes single databases is read after that, over a connection to each, a few side by side.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
+use tokio_util::sync::CancellationToken;
+
+use super::plan::{Datasource, Plan, Refresh};
+use super::spool::{Spool, SpoolError};
+use crate::config::Settings;
+use crate::postgres::conninfo::{ConnInfo, causes};
+use crate::postgres::extension::{self, Extension, PowaVersion, Table, quote_identifier, quote_literal};
+use crate::postgres::session::{Session, SessionError, start};
+
+/// How much of a datasource is gathered before it goes to the spool, in bytes.
+const CHUNK_BYTES: usize = 64 << 10;
+
+const DATABASES: &str = include_str!("../../sql/remote/databases.sql");
+
+/// Where each transaction returns to after each datasource.
+const BACK: &str = "ROLLBACK TO SAVEPOINT datasource";
+
+/// A session with a monitored server, with what is prepared there.
+pub struct Remote {
+    pub session: Session,
+    conninfo: ConnInfo,
+    application_name: String,
+    prepared: HashMap<String, Statement>,
+}
+
+/// Why a server could not be read. A datasource that fails is no such reason.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    #[error("read from the monitored server: {}", causes(.0))]
+    Connection(#[from] tokio_postgres::Error),
+    #[error("read from the monitored server: not done within {} s", .0.as_secs())]
+    Deadline(Duration),
+    #[error(
+        "database {database} of the monitored server has no extension powa: CREATE EXTENSION powa CASCADE"
+    )]
+    NoPowa { database: String },
+    #[error(
+        "PoWA is {remote} on the monitored server and {repository} on the repository server: \
+         both must be of the same major.minor version"
+    )]
+    Version { repository: PowaVersion, remote: PowaVersion },
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error("broken off by a stop")]
+    Stopped,
+}
+
+impl FetchError {
+    /// Whether the session can be used no more.
+    pub fn ends_session(&self) -> bool {
+        !matches!(self, Self::NoPowa { .. } | Self::Version { .. })
+    }
+}
+
+impl Remote {
+    /// Opens the session that a worker keeps.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or refuses.
+    pub async fn open(
+        conninfo: ConnInfo,
+        application_name: String,
+        deadline: Duration,
+    ) -> Result<Self, SessionError> {
+        let session = Session::open(&conninfo, &application_name, deadline).await?;
+        Ok(Self { session, conninfo, application_name, prepared: HashMap::new() })
+    }
+
+    fn database(&self) -> String {
+        self.conninfo.database().unwrap_or_default().to_owned()
+    }
+
+    /// Prepares what is not prepared yet, in one round trip. What cannot be prepared is left out, with its
+    /// reason in the second map.
+    async fn prepare<'a>(
+        &mut self,
+        statements: impl Iterator<Item = &'a str>,
+    ) -> Result<HashMap<String, String>, FetchError> {
+        let client = &self.session.client;
+        let new: Vec<&str> = statements.filter(|sql| !self.prepared.contains_key(*sql)).collect();
+        let pending: Vec<_> = new.iter().map(|sql| start(client.prepare(sql))).collect();
+        let mut refused = HashMap::new();
+        for (sql, statement) in new.into_iter().zip(pending) {
+            match statement.await {
+                Ok(statement) => {
+                    self.prepared.insert(sql.to_owned(), statement);
+                }
+                Err(error) => {
+                    refused.insert(sql.to_owned(), refusal(error)?);
+                }
+            }
+        }
+        Ok(refused)
+    }
+}
+
+/// Reads a snapshot: everything that `plan` names, catalogs that are due or that `refresh` asks for.
+///
+/// # Errors
+/// When the server as a whole cannot be read. What single datasources say is in the spool's errors.
+pub async fn fetch(
+    remote: &mut Remote,
+    plan: &Plan,
+    refresh: Option<&Refresh>,
+    settings: &Settings,
+    stop: &CancellationToken,
+) -> Result<Spool, FetchError> {
+    let spool = Mutex::new(Spool::new(settings.spool_memory_limit, settings.spool_directory.clone()));
+    spool.lock().await.errors.extend(plan.errors.iter().cloned());
+    let deadline = settings.timeouts.fetch;
+    let reading = read_server(remote, plan, &spool);
+    let (time, databases) = match until(deadline, stop, reading).await {
+        Err(error @ (FetchError::Deadline(_) | FetchError::Stopped)) => {
+            remote.session.cancel().await;
+            return Err(error);
+        }
+        read => read?,
+    };
+    read_databases(remote, plan, refresh, settings, stop, &time, databases, &spool).await?;
+    let mut spool = spool.into_inner();
+    spool.finish().await?;
+    Ok(spool)
+}
+
+/// A database of a monitored server.
+struct Database {
+    oid: u32,
+    name: String,
+}
+
+/// Reads what describes the whole server. Gives the snapshot's time, as the server says it, and its databases.
+async fn read_server(
+    remote: &mut Remote,
+    plan: &Plan,
+    spool: &Mutex<Spool>,
+) -> Result<(String, Vec<Database>), FetchError> {
+    remote.prepare([extension::INSTALLED, DATABASES].into_iter()).await?;
+    let client = &remote.session.client;
+    let (extensions, databases) = (&remote.prepared[extension::INSTALLED], &remote.prepared[DATABASES]);
+    let (extensions, databases) =
+        futures_util::try_join!(extension::installed(client, extensions), client.query(databases, &[]),)?;
+    let powa =
+        extension::powa(&extensions).ok_or_else(|| FetchError::NoPowa { database: remote.database() })?;
+    if !powa.version.is_compatible(&plan.powa.version) {
+        return Err(FetchError::Version { repository: plan.powa.version.clone(), remote: powa.version });
+    }
+
+    let mut wanted = Vec::new();
+    for datasource in &plan.datasources {
+        match wish(plan, datasource, &powa.schema, &extensions) {
+            Ok(wish) => wanted.push(wish),
+            Err(reason) => spool.lock().await.errors.push(format!("{}: {reason}", datasource.name)),
+        }
+    }
+    let refused = remote.prepare(wanted.iter().map(|wish| wish.copy.as_str())).await?;
+    let mut readings = Vec::new();
+    for wish in wanted {
+        if let Some(reason) = refused.get(&wish.copy) {
+            spool.lock().await.errors.push(format!("{}: {reason}", wish.name));
+            continue;
+        }
+        readings.push(Reading { statement: remote.prepared[&wish.copy].clone(), wish });
+    }
+    let is_sql_ascii = remote.session.facts.is_sql_ascii;
+    let time = read(&remote.session.client, readings, is_sql_ascii, spool).await?;
+    let databases =
+        databases.iter().map(|row| Database { oid: row.get("oid"), name: row.get("datname") }).collect();
+    Ok((time, databases))
+}
+
+/// What is to be read, in terms of one server.
+struct Wish {
+    name: String,
+    copy: String,
+    target: Table,
+    cleanup: Option<Result<String, String>>,
+}
+
+/// A [`Wish`] that is prepared.
+struct Reading {
+    wish: Wish,
+    statement: Statement,
+}
+
+/// Puts a datasource into the server's own terms, or says what the server lacks for it.
+fn wish(
+    plan: &Plan,
+    datasource: &Datasource,
+    powa_schema: &str,
+    extensions: &HashMap<String, Extension>,
+) -> Result<Wish, String> {
+    let home = match &datasource.extension {
+        Some(name) => Some(
+            extensions
+                .get(name)
+                .ok_or_else(|| format!("the extension {name} is not installed on the monitored server"))?,
+        ),
+        None => None,
+    };
+    let schema = match home {
+        Some(home) if datasource.is_external => &home.schema,
+        _ => powa_schema,
+    };
+    let copy = format!(
+        "COPY (SELECT {}, * FROM {}.{}(0)) TO STDOUT",
+        plan.server,
+        quote_identifier(schema),
+        quote_identifier(&datasource.function)
+    );
+    let cleanup = datasource.cleanup.as_deref().map(|text| {
+        if plan.powa.version.is_5() { with_extension_schemas(text, extensions) } else { Ok(text.to_owned()) }
+    });
+    Ok(Wish { name: datasource.name.clone(), copy, target: datasource.target.clone(), cleanup })
+}
+
+/// Replaces `{extension}` by that extension's schema on the server. Braces around anything else than a name
+/// stay as they are.
+fn with_extension_schemas(text: &str, extensions: &HashMap<String, Extension>) -> Result<String, String> {
+    let mut result = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(begin) = rest.find('{') {
+        let (before, after) = rest.split_at(begin);
+        result.push_str(before);
+        let name = after[1..].split('}').next().unwrap_or_default();
+        let is_name = after[1..].len() > name.len()
+            && !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+        if is_name {
+            let extension = extensions
+                .get(name)
+                .ok_or_else(|| format!("the extension {name} is not installed on the monitored server"))?;
+            result.push_str(&quote_identifier(&extension.schema));
+            rest = &after[name.len() + 2..];
+        } else {
+            result.push('{');
+            rest = &after[1..];
+        }
+    }
+    result.push_str(rest);
+    Ok(result)
+}
+
+/// Reads in one transaction and one round trip. Gives the transaction's time.
+async fn read(
+    client: &Client,
+    readings: Vec<Reading>,
+    is_sql_ascii: bool,
+    spool: &Mutex<Spool>,
+) -> Result<String, FetchError> {
+    let begin = start(client.simple_query(include_str!("../../sql/remote/begin.sql")));
+    let mut pending = Vec::with_capacity(readings.len());
+    for Reading { wish, statement } in &readings {
+        let copy = start(client.copy_out(statement));
+        let back = start(client.batch_execute(BACK));
+        // A cleanup may change something: what it did must stay, and if it fails the transaction must go on.
+        // A second savepoint of the same name does that: it is made only when the cleanup succeeded, and the
+        // way back leads to it, or else to the first.
+        let cleanup = match &wish.cleanup {
+            Some(Ok(cleanup)) => Some((
+                start(client.batch_execute(cleanup)),
+                start(client.batch_execute("SAVEPOINT datasource")),
+                start(client.batch_execute(BACK)),
+            )),
+            _ => None,
+        };
+        pending.push((wish, copy, back, cleanup));
+    }
+    let commit = start(client.batch_execute("COMMIT"));
+
+    let time = begin
+        .await?
+        .iter()
+        .find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        })
+        .unwrap_or_default();
+    for (wish, copy, back, cleanup) in pending {
+        let section = spool.lock().await.begin(wish.target.clone());
+        let outcome = match copy.await {
+            Ok(rows) => drain(rows, is_sql_ascii, spool, section).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = outcome {
+            let FetchError::Connection(error) = error else {
+                return Err(error);
+            };
+            let reason = refusal(error)?;
+            let mut spool = spool.lock().await;
+            spool.discard(section);
+            spool.errors.push(format!("{}: {reason}", wish.name));
+        }
+        back.await?;
+        if let Some((cleanup, savepoint, back)) = cleanup {
+            if let Err(error) = cleanup.await {
+                let reason = refusal(error)?;
+                spool.lock().await.errors.push(format!("{}: cleanup: {reason}", wish.name));
+            }
+            // Refused after a cleanup that failed, as it should be.
+            let _ = savepoint.await;
+            back.await?;
+        }
+        if let Some(Err(reason)) = &wish.cleanup {
+            spool.lock().await.errors.push(format!("{}: cleanup: {reason}", wish.name));
+        }
+    }
+    commit.await?;
+    Ok(time)
+}
+
+/// Brings the rows of one datasource to the spool.
+async fn drain(
+    rows: impl Stream<Item = Result<Bytes, tokio_postgres::Error>>,
+    is_sql_ascii: bool,
+    spool: &Mutex<Spool>,
+    section: super::spool::SectionId,
+) -> Result<(), FetchError> {
+    let mut rows = std::pin::pin!(rows);
+    let mut chunk = Vec::new();
+    let mut count = 0;
+    while let Some(row) = rows.next().await {
+        let row = row?;
+        if is_sql_ascii {
+            // Such a server hands out bytes as they are; the repository takes only UTF-8.
+            chunk.extend_from_slice(String::from_utf8_lossy(&row).as_bytes());
+        } else {
+            chunk.extend_from_slice(&row);
+        }
+        count += 1;
+        if chunk.len() >= CHUNK_BYTES {
+            spool.lock().await.append(section, &chunk, count).await?;
+            chunk.clear();
+            count = 0;
+        }
+    }
+    spool.lock().await.append(section, &chunk, count).await?;
+    Ok(())
+}
+
+/// What the server says against one statement; an error when it is the connection that failed.
+fn refusal(error: tokio_postgres::Error) -> Result<String, FetchError> {
+    match error.as_db_error() {
+        // A terminated session is told so by an error of its own.
+        Some(told) if !error.is_closed() && !told.code().code().starts_with("57P") => {
+            Ok(told.message().to_owned())
+        }
+        _ => Err(error.into()),
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the whole of one fetch, in one place")]
+async fn read_databases(
+    remote: &Remote,
+    plan: &Plan,
+    refresh: Option<&Refresh>,
+    settings: &Settings,
+    stop: &CancellationToken,
+    time: &str,
+    databases: Vec<Database>,
+    spool: &Mutex<Spool>,
+) -> Result<(), FetchError> {
+    let mut reading = stream::iter(databases)
+        .map(|database| {
+            let wishes = database_wishes(plan, refresh, time, &database);
+            async move {
+                if wishes.is_empty() {
+                    return Ok(());
+                }
+                match read_database(remote, &database, wishes, settings, stop, spool).await {
+                    Err(error @ (FetchError::Stopped | FetchError::Spool(_))) => Err(error),
+                    Err(error) => {
+                        spool.lock().await.errors.push(format!("database {}: {error}", database.name));
+                        Ok(())
+                    }
+                    Ok(()) => Ok(()),
+                }
+            }
+        })
+        .buffer_unordered(settings.database_connections);
+    while let Some(outcome) = reading.next().await {
+        outcome?;
+    }
+    Ok(())
+}
+
+/// What is to be read in one database.
+fn database_wishes(plan: &Plan, refresh: Option<&Refresh>, time: &str, database: &Database) -> Vec<Wish> {
+    let Database { oid, name } = database;
+    let (server, time) = (plan.server, quote_literal(time));
+    let modules = plan
+        .db_modules
+        .iter()
+        .filter(|module| module.databases.as_ref().is_none_or(|names| names.contains(name)))
+        .map(|module| (&module.name, &module.target, &module.query, format!("{server}, {time}, {oid}")));
+    let catalogs = plan
+        .catalogs
+        .iter()
+        .filter(|catalog| {
+            !catalog.excluded.contains(name) || refresh.is_some_and(|refresh| refresh.includes(name))
+        })
+        .map(|catalog| (&catalog.name, &catalog.target, &catalog.query, format!("{server}, {oid}")));
+    modules
+        .chain(catalogs)
+        .map(|(module, target, query, prefix)| Wish {
+            name: format!("database {name}: {module}"),
+            // The query may end in a comment.
+            copy: format!("COPY (SELECT {prefix}, source.* FROM ({query}\n) AS source) TO STDOUT"),
+            target: target.clone(),
+            cleanup: None,
+        })
+        .collect()
+}
+
+async fn read_database(
+    remote: &Remote,
+    database: &Database,
+    wishes: Vec<Wish>,
+    settings: &Settings,
+    stop: &CancellationToken,
+    spool: &Mutex<Spool>,
+) -> Result<(), FetchError> {
+    let conninfo = remote.conninfo.with_database(&database.name);
+    let opening = Remote::open(conninfo, remote.application_name.clone(), settings.timeouts.connect);
+    let mut here = match stop.run_until_cancelled(opening).await {
+        None => return Err(FetchError::Stopped),
+        Some(Ok(here)) => here,
+        Some(Err(error)) => {
+            spool.lock().await.errors.push(format!("database {}: {error}", database.name));
+            return Ok(());
+        }
+    };
+    let reading = async {
+        let refused = here.prepare(wishes.iter().map(|wish| wish.copy.as_str())).await?;
+        let mut readings = Vec::new();
+        for wish in wishes {
+            match here.prepared.get(&wish.copy) {
+                Some(statement) => readings.push(Reading { statement: statement.clone(), wish }),
+                None => {
+                    let reason = &refused[&wish.copy];
+                    spool.lock().await.errors.push(format!("{}: {reason}", wish.name));
+                }
+            }
+        }
+        read(&here.session.client, readings, here.session.facts.is_sql_ascii, spool).await
+    };
+    match until(settings.timeouts.fetch, stop, reading).await {
+        Err(error @ (FetchError::Deadline(_) | FetchError::Stopped)) => {
+            here.session.cancel().await;
+            Err(error)
+        }
+        read => read.map(|_| ()),
+    }
+}
+
+/// Awaits a reading for as long as it may take and nobody stops it.
+async fn until<T>(
+    deadline: Duration,
+    stop: &CancellationToken,
+    reading: impl Future<Output = Result<T, FetchError>>,
+) -> Result<T, FetchError> {
+    match stop.run_until_cancelled(timeout(deadline, reading)).await {
+        None => Err(FetchError::Stopped),
+        Some(Err(_)) => Err(FetchError::Deadline(deadline)),
+        Some(Ok(read)) => read,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cleanups_name_the_servers_own_schemas() {
+        let extensions = HashMap::from([(
+            "pg_qualstats".to_owned(),
+            Extension { schema: "Odd \"one\"".to_owned(), version: "2".to_owned() },
+        )]);
+        let put = |text| with_extension_schemas(text, &extensions);
+        assert_eq!(
+            put("SELECT {pg_qualstats}.pg_qualstats_reset()").unwrap(),
+            r#"SELECT "Odd ""one""".pg_qualstats_reset()"#
+        );
+        assert_eq!(put("SELECT '{}', '{1,2}', '{").unwrap(), "SELECT '{}', '{1,2}', '{");
+        assert!(put("SELECT {pg_other}.f()").unwrap_err().contains("pg_other"));
+    }
+}

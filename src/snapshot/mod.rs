@@ -1,0 +1,240 @@
+//! One snapshot of one server, in the order in which its data travels: plan, fetch, spool, store.
+
+pub mod fetch;
+pub mod plan;
+pub mod spool;
+pub mod store;
+pub mod versions;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use deadpool_postgres::Object;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use self::fetch::{FetchError, Remote};
+use self::plan::{Plan, PlanError, Refresh};
+use self::spool::SpoolError;
+use self::store::StoreError;
+use crate::config::Settings;
+use crate::postgres::extension::{self, Extension, Powa};
+use crate::postgres::repository::{Repository, RepositoryError};
+use crate::postgres::session::application_name;
+use crate::server::{self, Server, ServerId};
+
+/// How sessions with the repository are named, before the server's name.
+const REPOSITORY_PREFIX: &str = "PoWA collector - repo_conn for worker ";
+
+/// A server whose snapshot is taken, and with what.
+pub struct Subject<'a> {
+    pub server: ServerId,
+    /// The server's name in logs and sessions.
+    pub name: &'a str,
+    pub repository: &'a Repository,
+    pub settings: &'a Settings,
+}
+
+/// A snapshot that is in the repository.
+#[derive(Debug)]
+pub struct Taken {
+    pub rows: u64,
+    /// Bytes of rows, as text.
+    pub bytes: u64,
+    /// What single datasources said; in `powa_snapshot_metas.errors` too.
+    pub errors: Vec<String>,
+    /// How many errors `powa_take_snapshot` met.
+    pub repository_errors: i32,
+    pub fetch: Duration,
+    /// Waiting for a connection to the repository.
+    pub wait: Duration,
+    pub store: Duration,
+}
+
+/// Why a snapshot is not in the repository.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("ask the repository: no answer within {} s", .0.as_secs())]
+    NoAnswer(Duration),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("broken off by a stop")]
+    Stopped,
+}
+
+impl SnapshotError {
+    /// Whether it is the repository that cannot be reached, so that nothing can be written there either.
+    pub fn is_repository_away(&self) -> bool {
+        matches!(
+            self,
+            Self::Repository(_)
+                | Self::Plan(_)
+                | Self::NoAnswer(_)
+                | Self::Store(StoreError::Connection(_) | StoreError::Deadline(_))
+        )
+    }
+
+    /// Whether it comes from a stop and from nothing else.
+    pub fn is_stop(&self) -> bool {
+        matches!(self, Self::Stopped | Self::Fetch(FetchError::Stopped))
+    }
+}
+
+impl Subject<'_> {
+    /// The name of this server's sessions with the repository.
+    pub fn repository_session(&self) -> String {
+        application_name(REPOSITORY_PREFIX, self.name)
+    }
+
+    /// Takes a snapshot. `stop` breaks off everything but a store in progress.
+    ///
+    /// # Errors
+    /// When nothing of the snapshot is in the repository.
+    pub async fn take(
+        &self,
+        remote: &mut Remote,
+        refresh: Option<&Refresh>,
+        stop: &CancellationToken,
+    ) -> Result<Taken, SnapshotError> {
+        let version = remote.session.facts.version_num;
+        let plan = match stop.run_until_cancelled(self.plan(version)).await {
+            None => return Err(SnapshotError::Stopped),
+            Some(plan) => plan?,
+        };
+        let fetch_began = Instant::now();
+        let mut spool = fetch::fetch(remote, &plan, refresh, self.settings, stop).await?;
+        let fetch = fetch_began.elapsed();
+
+        // Who waits for the repository holds no rows in memory.
+        let wait_began = Instant::now();
+        if !self.repository.has_free_store_connection() && spool.rows() > 0 {
+            spool.move_to_file().await?;
+            spool.finish().await?;
+        }
+        let connection = match stop.run_until_cancelled(self.repository.store_connection()).await {
+            None => return Err(SnapshotError::Stopped),
+            Some(connection) => connection?,
+        };
+        let wait = wait_began.elapsed();
+
+        let store_began = Instant::now();
+        let session = self.repository_session();
+        let deadline = self.settings.timeouts.store;
+        let stored =
+            store::store(connection, &plan.powa, self.server, &session, &mut spool, deadline).await?;
+        Ok(Taken {
+            rows: spool.rows(),
+            bytes: spool.bytes(),
+            errors: spool.errors,
+            repository_errors: stored.errors,
+            fetch,
+            wait,
+            store: store_began.elapsed(),
+        })
+    }
+
+    async fn plan(&self, server_version_num: i32) -> Result<Plan, SnapshotError> {
+        self.ask(async |client, powa, extensions| {
+            plan::plan(client, powa, extensions, self.server, server_version_num).await
+        })
+        .await
+    }
+
+    /// How long ago the last snapshot began: `Some(None)` when there was none, `None` when the server has no
+    /// row in `powa_snapshot_metas`.
+    ///
+    /// # Errors
+    /// When the repository cannot be asked.
+    pub async fn last_snapshot(&self) -> Result<Option<Option<Duration>>, SnapshotError> {
+        self.ask(async |client, powa, _| {
+            let statement = include_str!("../../sql/repository/last_snapshot.sql");
+            let statement = extension::in_schema(statement, &powa.schema);
+            let row = client.query_opt(&statement, &[&self.server.0]).await?;
+            Ok(row.map(|row| {
+                let age: Option<f64> = row.get(0);
+                age.map(|age| Duration::try_from_secs_f64(age).unwrap_or_default())
+            }))
+        })
+        .await
+    }
+
+    /// Brings the versions that the repository keeps of this server up to date.
+    ///
+    /// # Errors
+    /// When one side cannot be asked, or the repository's refuses to be written.
+    pub async fn update_versions(&self, remote: &Remote) -> Result<Vec<versions::Change>, SnapshotError> {
+        let deadline = self.settings.timeouts.query;
+        let versions = timeout(deadline, versions::ask(remote))
+            .await
+            .map_err(|_| FetchError::Deadline(deadline))?
+            .map_err(FetchError::Connection)?;
+        self.ask(async |client, powa, _| Ok(versions::update(client, &powa, self.server, &versions).await?))
+            .await
+    }
+
+    /// Writes into `powa_snapshot_metas.errors` why there is no snapshot.
+    ///
+    /// # Errors
+    /// When the repository cannot be written.
+    pub async fn record_failure(&self, errors: &[String]) -> Result<(), SnapshotError> {
+        self.ask(async |client, powa, _| Ok(store::record_failure(client, &powa, self.server, errors).await?))
+            .await
+    }
+
+    async fn ask<T>(&self, question: impl Question<T>) -> Result<T, SnapshotError> {
+        let deadline = self.settings.timeouts.query;
+        ask(self.repository, &self.repository_session(), deadline, question).await
+    }
+}
+
+/// The servers to collect, as the repository lists them.
+///
+/// # Errors
+/// When the repository cannot be asked.
+pub async fn servers(repository: &Repository, deadline: Duration) -> Result<Vec<Server>, SnapshotError> {
+    ask(repository, "PoWA collector", deadline, async |client, powa, _| {
+        Ok(server::list(client, &powa.schema).await?)
+    })
+    .await
+}
+
+/// What is asked, given the repository's PoWA and its extensions.
+trait Question<T>: AsyncFnOnce(&Object, Powa, &HashMap<String, Extension>) -> Result<T, PlanError> {}
+
+impl<T, F> Question<T> for F where
+    F: AsyncFnOnce(&Object, Powa, &HashMap<String, Extension>) -> Result<T, PlanError>
+{
+}
+
+/// Asks the repository something short, over the connection that is kept for that.
+async fn ask<T>(
+    repository: &Repository,
+    session: &str,
+    deadline: Duration,
+    question: impl Question<T>,
+) -> Result<T, SnapshotError> {
+    let client = repository.question_connection().await?;
+    let asking = async {
+        store::name_session(&client, session).await?;
+        let installed = client.prepare_cached(extension::INSTALLED).await?;
+        let extensions = extension::installed(&client, &installed).await?;
+        let powa = plan::repository_powa(&extensions)?;
+        question(&client, powa, &extensions).await
+    };
+    match timeout(deadline, asking).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => {
+            // What is under way there must not be taken for the next answer.
+            drop(Object::take(client));
+            Err(SnapshotError::NoAnswer(deadline))
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What a snapshot of one server is made of, as the repository says: which queries, into which tables.
+
+use std::collections::HashMap;
+
+use deadpool_postgres::Object;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use crate::postgres::extension::{self, Extension, Powa, Table, in_schema};
+use crate::server::ServerId;
+
+/// The parts of one snapshot.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub server: ServerId,
+    /// The repository's PoWA.
+    pub powa: Powa,
+    /// What is read once per server, in order.
+    pub datasources: Vec<Datasource>,
+    /// What is read in each database.
+    pub db_modules: Vec<DbModule>,
+    pub catalogs: Vec<Catalog>,
+    /// What cannot be had already by what the repository lacks.
+    pub errors: Vec<String>,
+}
+
+/// A set of rows that describes the whole server.
+#[derive(Debug, Clone)]
+pub struct Datasource {
+    pub name: String,
+    /// The extension that the monitored server must have for it.
+    pub extension: Option<String>,
+    /// Whether the function lives in that extension's schema, not in PoWA's.
+    pub is_external: bool,
+    /// The function that gives the rows.
+    pub function: String,
+    /// A statement to run on the monitored server once the rows are read. PoWA 5 writes extensions' schemas
+    /// as `{extension}`.
+    pub cleanup: Option<String>,
+    pub target: Table,
+}
+
+/// A set of rows that describes one database's use.
+#[derive(Debug, Clone)]
+pub struct DbModule {
+    pub name: String,
+    pub query: String,
+    pub target: Table,
+    /// `None`: every database.
+    pub databases: Option<Vec<String>>,
+}
+
+/// A system catalog that is copied once in a while.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    pub name: String,
+    pub query: String,
+    pub target: Table,
+    /// Databases whose copy is recent enough.
+    pub excluded: Vec<String>,
+}
+
+/// The databases whose catalogs are to be read whatever their age.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refresh {
+    All,
+    Named(Vec<String>),
+}
+
+impl Refresh {
+    pub fn includes(&self, database: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(names) => names.iter().any(|name| name == database),
+        }
+    }
+
+    /// Both wishes in one.
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Named(mut names), Self::Named(more)) => {
+                names.extend(more);
+                names.sort();
+                names.dedup();
+                Self::Named(names)
+            }
+            _ => Self::All,
+        }
+    }
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("read the plan from the repository: {0}")]
+    Repository(#[from] tokio_postgres::Error),
+    #[error("the repository has no extension powa: CREATE EXTENSION powa CASCADE")]
+    NoPowa,
+    #[error(
+        "the repository's PoWA is {0}, which cannot collect from other servers: version 4.0 or later is needed"
+    )]
+    Unsupported(extension::PowaVersion),
+}
+
+/// Asks the repository what is due for a server of the given `server_version_num`.
+///
+/// # Errors
+/// When the repository cannot be asked.
+pub async fn plan(
+    client: &Object,
+    powa: Powa,
+    extensions: &HashMap<String, Extension>,
+    server: ServerId,
+    server_version_num: i32,
+) -> Result<Plan, PlanError> {
+    let mut plan = Plan {
+        server,
+        datasources: Vec::new(),
+        db_modules: Vec::new(),
+        catalogs: Vec::new(),
+        errors: Vec::new(),
+        powa,
+    };
+    let sql = |text| in_schema(text, &plan.powa.schema);
+    if !plan.powa.version.is_5() {
+        let statement = sql(include_str!("../../sql/repository/datasources_powa4.sql"));
+        let rows = client.query(&statement, &[&server.0]).await?;
+        plan.add_datasources(&rows, extensions);
+        return Ok(plan);
+    }
+    let datasources = sql(include_str!("../../sql/repository/datasources_powa5.sql"));
+    let db_modules = sql(include_str!("../../sql/repository/db_modules.sql"));
+    let catalogs = sql(include_str!("../../sql/repository/catalogs.sql"));
+    let (datasources, db_modules, catalogs) = (
+        client.prepare_cached(&datasources).await?,
+        client.prepare_cached(&db_modules).await?,
+        client.prepare_cached(&catalogs).await?,
+    );
+    let of_server: [&(dyn ToSql + Sync); 2] = [&server.0, &server_version_num];
+    let (datasources, db_modules, catalogs) = futures_util::try_join!(
+        client.query(&datasources, &of_server[..1]),
+        client.query(&db_modules, &of_server),
+        client.query(&catalogs, &of_server),
+    )?;
+    plan.add_datasources(&datasources, extensions);
+    plan.add_db_modules(&db_modules);
+    plan.add_catalogs(&catalogs);
+    Ok(plan)
+}
+
+/// The repository's PoWA, if it can be collected for.
+///
+/// # Errors
+/// When there is none, or it is too old.
+pub fn repository_powa(extensions: &HashMap<String, Extension>) -> Result<Powa, PlanError> {
+    let powa = extension::powa(extensions).ok_or(PlanError::NoPowa)?;
+    if !powa.version.is_supported() {
+        return Err(PlanError::Unsupported(powa.version));
+    }
+    Ok(powa)
+}
+
+impl Plan {
+    fn add_datasources(&mut self, rows: &[Row], extensions: &HashMap<String, Extension>) {
+        for row in rows {
+            let name: String = row.get("name");
+            let extension: Option<String> = row.get("extension");
+            let is_external: bool = row.get("external");
+            let Some(function) = row.get::<_, Option<String>>("query_source") else {
+                tracing::warn!("datasource {name} has no query_source in the repository: skipped");
+                continue;
+            };
+            let schema = if is_external {
+                let home = extension.as_ref().and_then(|extension| extensions.get(extension));
+                let Some(home) = home else {
+                    self.errors.push(format!(
+                        "{name}: the extension {name} is not installed on the repository server"
+                    ));
+                    continue;
+                };
+                home.schema.clone()
+            } else {
+                self.powa.schema.clone()
+            };
+            self.datasources.push(Datasource {
+                target: Table { schema: Some(schema), name: format!("{function}_tmp") },
+                cleanup: row.get("query_cleanup"),
+                name,
+                extension,
+                is_external,
+                function,
+            });
+        }
+    }
+
+    fn add_db_modules(&mut self, rows: &[Row]) {
+        for row in rows {
+            let name: String = row.get("name");
+            if let Some((query, target)) = self.query_and_target(&name, row) {
+                self.db_modules.push(DbModule { name, query, target, databases: row.get("dbnames") });
+            }
+        }
+    }
+
+    fn add_catalogs(&mut self, rows: &[Row]) {
+        for row in rows {
+            let name: String = row.get("name");
+            if let Some((query, target)) = self.query_and_target(&name, row) {
+                self.catalogs.push(Catalog { name, query, target, excluded: row.get("excluded_dbnames") });
+            }
+        }
+    }
+
+    fn query_and_target(&mut self, name: &str, row: &Row) -> Option<(String, Table)> {
+        let Some(query) = row.get::<_, Option<String>>("query_source") else {
+            tracing::warn!("{name} has no query for this server's version in the repository: skipped");
+            return None;
+        };
+        let written: Option<String> = row.get("tmp_table");
+        let Some(target) = written.as_deref().and_then(Table::parse) else {
+            self.errors.push(format!(
+                "{name}: the repository names the target table {written:?}, which is no table name"
+            ));
+            return None;
+        };
+        Some((query, target))
+    }
+}

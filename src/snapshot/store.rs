@@ -1,0 +1,144 @@
+//! Putting one snapshot into the repository: its rows and `powa_take_snapshot`, in one transaction. All of it
+//! or nothing.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use deadpool_postgres::Object;
+use futures_util::SinkExt;
+use tokio::time::timeout;
+use tokio_postgres::{CopyInSink, Error};
+
+use super::spool::{Part, Spool, SpoolError};
+use crate::postgres::conninfo::causes;
+use crate::postgres::extension::{Powa, in_schema};
+use crate::server::ServerId;
+
+/// Why a snapshot could not be stored. Nothing of it is in the repository then.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("store in the repository: {}", causes(.0))]
+    Connection(#[from] Error),
+    #[error("powa_take_snapshot({server}): {}", causes(source))]
+    TakeSnapshot { server: ServerId, source: Error },
+    #[error("store in the repository: not done within {} s", .0.as_secs())]
+    Deadline(Duration),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+/// How a store went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Errors that `powa_take_snapshot` met and wrote down.
+    pub errors: i32,
+}
+
+/// Stores a snapshot. The connection is given back only when it is good for another.
+///
+/// # Errors
+/// When the snapshot is not stored.
+pub async fn store(
+    mut client: Object,
+    powa: &Powa,
+    server: ServerId,
+    application_name: &str,
+    spool: &mut Spool,
+    deadline: Duration,
+) -> Result<Stored, StoreError> {
+    let storing = transaction(&mut client, powa, server, application_name, spool);
+    let outcome = timeout(deadline, storing).await.unwrap_or(Err(StoreError::Deadline(deadline)));
+    let is_clean = match &outcome {
+        Ok(_) => true,
+        Err(StoreError::TakeSnapshot { .. }) => {
+            matches!(timeout(deadline, client.batch_execute("ROLLBACK")).await, Ok(Ok(())))
+        }
+        Err(_) => false,
+    };
+    if !is_clean {
+        // Closing the connection is the surest rollback.
+        drop(Object::take(client));
+    }
+    outcome
+}
+
+async fn transaction(
+    client: &mut Object,
+    powa: &Powa,
+    server: ServerId,
+    application_name: &str,
+    spool: &mut Spool,
+) -> Result<Stored, StoreError> {
+    name_session(client, application_name).await?;
+    client.batch_execute("BEGIN; SAVEPOINT datasource").await?;
+    for part in spool.parts() {
+        let target = part.target.quoted();
+        match copy(client, part, spool).await {
+            Ok(()) => client.batch_execute("RELEASE SAVEPOINT datasource; SAVEPOINT datasource").await?,
+            Err(StoreError::Connection(error)) if error.as_db_error().is_some() && !client.is_closed() => {
+                client.batch_execute("ROLLBACK TO SAVEPOINT datasource").await?;
+                spool.errors.push(format!("{target}: {}", causes(&error)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let statement = in_schema("SELECT {powa}.powa_take_snapshot($1)", &powa.schema);
+    let statement = client.prepare_cached(&statement).await?;
+    let row = client.query_one(&statement, &[&server.0]).await.map_err(|source| {
+        if source.as_db_error().is_some() {
+            StoreError::TakeSnapshot { server, source }
+        } else {
+            StoreError::Connection(source)
+        }
+    })?;
+    if !spool.errors.is_empty() {
+        let statement = in_schema(include_str!("../../sql/repository/append_errors.sql"), &powa.schema);
+        client.execute(&statement, &[&server.0, &spool.errors]).await?;
+    }
+    client.batch_execute("COMMIT").await?;
+    // powa_take_snapshot leaves a name of its own.
+    name_session(client, application_name).await?;
+    Ok(Stored { errors: row.get(0) })
+}
+
+async fn copy(client: &Object, mut part: Part, spool: &mut Spool) -> Result<(), StoreError> {
+    let statement = format!("COPY {} FROM STDIN", part.target.quoted());
+    let statement = client.prepare_cached(&statement).await?;
+    let sink: CopyInSink<Bytes> = client.copy_in(&statement).await?;
+    let mut sink = pin!(sink);
+    while let Some(data) = spool.read(&mut part).await? {
+        if sink.send(data).await.is_err() {
+            // The server has already said why: the answer tells.
+            break;
+        }
+    }
+    sink.finish().await?;
+    Ok(())
+}
+
+/// Writes down why there is no snapshot, in place of what was written there before.
+///
+/// # Errors
+/// Those of the connection.
+pub async fn record_failure(
+    client: &Object,
+    powa: &Powa,
+    server: ServerId,
+    errors: &[String],
+) -> Result<(), Error> {
+    let statement = in_schema(include_str!("../../sql/repository/replace_errors.sql"), &powa.schema);
+    client.execute(&statement, &[&server.0, &errors]).await?;
+    Ok(())
+}
+
+/// Gives a pooled session the name of who uses it now.
+///
+/// # Errors
+/// Those of the connection.
+pub async fn name_session(client: &Object, application_name: &str) -> Result<(), Error> {
+    let statement =
+        client.prepare_cached("SELECT pg_catalog.set_config('application_name', $1, false)").await?;
+    client.query_one(&statement, &[&application_name]).await?;
+    Ok(())
+}

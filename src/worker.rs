@@ -1,0 +1,561 @@
+//! One monitored server's worker: waits until a snapshot is due or asked for, takes it, and says how it is.
+//! It never touches another worker, and whatever fails, it stays and tries again.
+
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::config::Settings;
+use crate::postgres::repository::Repository;
+use crate::postgres::session::application_name;
+use crate::schedule;
+use crate::server::{Server, ServerId};
+use crate::snapshot::fetch::{FetchError, Remote};
+use crate::snapshot::plan::Refresh;
+use crate::snapshot::versions::Change;
+use crate::snapshot::{SnapshotError, Subject, Taken};
+
+/// How sessions with monitored servers are named, before the server's name.
+pub const SESSION_PREFIX: &str = "PoWA collector - worker ";
+
+/// A forced snapshot is refused when the last one is younger.
+const FORCE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What a worker works on, and with what.
+#[derive(Clone)]
+pub struct Assignment {
+    pub server: Server,
+    /// The server's name in logs and sessions.
+    pub name: String,
+    pub settings: Arc<Settings>,
+    pub repository: Repository,
+    /// Bounds how many servers are connected to at once.
+    pub connects: Arc<Semaphore>,
+}
+
+/// What a worker can be told.
+#[derive(Debug)]
+pub enum Command {
+    /// Take a snapshot now.
+    Force(oneshot::Sender<Forced>),
+    /// Read catalogs with the next snapshot.
+    Refresh(Refresh),
+    /// Work on this from now on. Always followed by a look at the server's versions.
+    Assign(Box<Assignment>),
+}
+
+/// What a worker says to [`Command::Force`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forced {
+    Started,
+    Scheduled,
+    InProgress,
+    AlreadyScheduled,
+    TooSoon,
+}
+
+/// How a worker is. Its words are those that clients of the control channel know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Unknown,
+    Running,
+    NoRepository,
+    NoRemote,
+    Stopping,
+    Stopped,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "Unknown",
+            Self::Running => "running",
+            Self::NoRepository => "no connection to repository server",
+            Self::NoRemote => "no connection to remote server",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// Why a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It was told to.
+    Stopped,
+    /// The server has no row in `powa_snapshot_metas`.
+    NotRegistered,
+}
+
+impl fmt::Debug for Assignment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Assignment({})", self.name)
+    }
+}
+
+impl Assignment {
+    fn subject(&self) -> Subject<'_> {
+        Subject {
+            server: self.server.id,
+            name: &self.name,
+            repository: &self.repository,
+            settings: &self.settings,
+        }
+    }
+
+    /// Opens the session with the monitored server.
+    ///
+    /// # Errors
+    /// What to say of it when that fails.
+    pub async fn connect(&self) -> Result<Remote, String> {
+        let conninfo = self.server.conninfo().map_err(|error| error.to_string())?;
+        let name = application_name(SESSION_PREFIX, &self.name);
+        let _permit = self.connects.acquire().await.expect("the semaphore is never closed");
+        Remote::open(conninfo, name, self.settings.timeouts.connect).await.map_err(|error| error.to_string())
+    }
+}
+
+/// Works until told to stop.
+pub async fn run(
+    assignment: Assignment,
+    mut commands: mpsc::Receiver<Command>,
+    state: watch::Sender<State>,
+    stop: CancellationToken,
+) -> Exit {
+    let mut wishes = Wishes { versions: true, ..Wishes::default() };
+    let taking = AtomicBool::new(false);
+    let mut worker = Worker {
+        id: assignment.server.id,
+        assignment,
+        state,
+        stop: stop.clone(),
+        remote: None,
+        schedule: None,
+        not_before: Instant::now(),
+        attempt: 0,
+        is_failing: false,
+    };
+    let exit = loop {
+        if let Some(assignment) = wishes.assignment.take() {
+            worker.assign(*assignment);
+        }
+        if worker.is_due(&wishes, Instant::now()) {
+            let span = worker.span();
+            let begun = worker.schedule.map(|schedule| schedule.began);
+            let mut job = wishes.take_job();
+            let exit = {
+                let mut acting = pin!(worker.act(&mut job, &taking).instrument(span));
+                loop {
+                    tokio::select! {
+                        exit = &mut acting => break exit,
+                        Some(command) = commands.recv() => {
+                            let is_taking = taking.load(Ordering::Relaxed);
+                            wishes.note(command, is_taking, false, begun.flatten());
+                        }
+                    }
+                }
+            };
+            wishes.put_back(job);
+            if let Some(exit) = exit {
+                break exit;
+            }
+            continue;
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break Exit::Stopped,
+            command = commands.recv() => match command {
+                Some(command) => {
+                    let is_ready = worker.remote.is_some() && worker.attempt == 0;
+                    let began = worker.schedule.and_then(|schedule| schedule.began);
+                    if wishes.note(command, false, is_ready, began) {
+                        worker.not_before = Instant::now();
+                    }
+                }
+                None => break Exit::Stopped,
+            },
+            () = closed(worker.remote.as_ref()) => worker.lose("the connection was closed"),
+            () = sleep_until(worker.wake(&wishes, Instant::now())) => {}
+        }
+    };
+    worker.state.send_replace(State::Stopped);
+    exit
+}
+
+async fn closed(remote: Option<&Remote>) {
+    match remote {
+        Some(remote) => remote.session.closed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a worker was asked for and has not done yet.
+#[derive(Default)]
+struct Wishes {
+    is_forced: bool,
+    refresh: Option<Refresh>,
+    versions: bool,
+    assignment: Option<Box<Assignment>>,
+}
+
+/// What one turn of a worker is to do. Each wish is taken out when it is done.
+#[derive(Default)]
+struct Job {
+    is_forced: bool,
+    refresh: Option<Refresh>,
+    versions: bool,
+}
+
+impl Wishes {
+    /// Notes a command. True when it wants the worker to stop waiting.
+    fn note(&mut self, command: Command, is_taking: bool, is_ready: bool, began: Option<Instant>) -> bool {
+        match command {
+            Command::Force(answer) => {
+                let forced = self.force(is_taking, is_ready, began);
+                // The client may have gone; the snapshot is taken all the same.
+                let _ = answer.send(forced);
+                return matches!(forced, Forced::Started | Forced::Scheduled);
+            }
+            Command::Refresh(refresh) => {
+                self.refresh = Some(match self.refresh.take() {
+                    Some(earlier) => earlier.and(refresh),
+                    None => refresh,
+                });
+            }
+            Command::Assign(assignment) => {
+                self.assignment = Some(assignment);
+                self.versions = true;
+            }
+        }
+        false
+    }
+
+    fn force(&mut self, is_taking: bool, is_ready: bool, began: Option<Instant>) -> Forced {
+        if is_taking {
+            return Forced::InProgress;
+        }
+        if self.is_forced {
+            return Forced::AlreadyScheduled;
+        }
+        if began.is_some_and(|began| began.elapsed() < FORCE_INTERVAL) {
+            return Forced::TooSoon;
+        }
+        self.is_forced = true;
+        if is_ready { Forced::Started } else { Forced::Scheduled }
+    }
+
+    fn take_job(&mut self) -> Job {
+        Job {
+            // It stays noted until it is done: a second one is refused meanwhile.
+            is_forced: self.is_forced,
+            refresh: self.refresh.take(),
+            versions: std::mem::take(&mut self.versions),
+        }
+    }
+
+    /// Keeps what a turn could not do.
+    fn put_back(&mut self, job: Job) {
+        self.is_forced = job.is_forced;
+        self.versions |= job.versions;
+        if let Some(refresh) = job.refresh {
+            self.note(Command::Refresh(refresh), false, false, None);
+        }
+    }
+}
+
+struct Worker {
+    id: ServerId,
+    assignment: Assignment,
+    state: watch::Sender<State>,
+    stop: CancellationToken,
+    remote: Option<Remote>,
+    /// `None` until the repository has said when the last snapshot was.
+    schedule: Option<Schedule>,
+    /// The end of a wait after a failure.
+    not_before: Instant,
+    /// Failures in a row.
+    attempt: u32,
+    /// Whether the present failure has been told.
+    is_failing: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Schedule {
+    /// When the last snapshot began.
+    began: Option<Instant>,
+    due: Instant,
+}
+
+impl Worker {
+    fn span(&self) -> tracing::Span {
+        tracing::info_span!("worker", server = %self.assignment.name, srvid = %self.id)
+    }
+
+    /// When to act next, if nobody asks for anything.
+    fn wake(&self, wishes: &Wishes, now: Instant) -> Instant {
+        let wanted = match (self.schedule, &self.remote) {
+            (Some(schedule), Some(_)) if !wishes.is_forced && !wishes.versions => schedule.due,
+            _ => now,
+        };
+        wanted.max(self.not_before)
+    }
+
+    fn is_due(&self, wishes: &Wishes, now: Instant) -> bool {
+        !self.stop.is_cancelled() && self.wake(wishes, now) <= now
+    }
+
+    fn assign(&mut self, new: Assignment) {
+        let old = std::mem::replace(&mut self.assignment, new);
+        let new = &self.assignment;
+        let is_elsewhere = !old.server.connects_like(&new.server) || old.name != new.name;
+        let has_other_repository =
+            old.repository.conninfo().describe() != new.repository.conninfo().describe();
+        if let Some(schedule) = &mut self.schedule {
+            if old.server.frequency != new.server.frequency {
+                let age = schedule.began.map(|began| began.elapsed());
+                let delay = schedule::first_delay(age, new.server.frequency, rand::random());
+                schedule.due = Instant::now() + delay;
+            }
+        }
+        if is_elsewhere {
+            self.remote = None;
+        }
+        if has_other_repository {
+            self.schedule = None;
+        }
+        if is_elsewhere || has_other_repository {
+            self.retry_now();
+        }
+    }
+
+    fn retry_now(&mut self) {
+        self.not_before = Instant::now();
+        self.attempt = 0;
+    }
+
+    /// Waits longer after each failure in a row.
+    fn back_off(&mut self, state: State) {
+        self.state.send_replace(state);
+        self.attempt = self.attempt.saturating_add(1);
+        self.not_before = Instant::now() + schedule::backoff(self.attempt, rand::random());
+    }
+
+    fn succeed(&mut self) {
+        self.state.send_replace(State::Running);
+        self.attempt = 0;
+        if std::mem::take(&mut self.is_failing) {
+            tracing::info!("works again");
+        }
+    }
+
+    /// Tells of a failure that lasts only when it begins.
+    fn tell(&mut self, what: &str, reason: &str) {
+        if std::mem::replace(&mut self.is_failing, true) {
+            tracing::debug!("{what}: {reason}");
+        } else {
+            tracing::warn!("{what}: {reason}; trying again until it works");
+        }
+    }
+
+    fn lose(&mut self, reason: &str) {
+        let span = self.span();
+        let _entered = span.enter();
+        self.remote = None;
+        self.tell("no connection to the monitored server", reason);
+        self.back_off(State::NoRemote);
+    }
+
+    /// Does what is due: finds its place in the schedule, connects, looks at versions, takes a snapshot.
+    async fn act(&mut self, job: &mut Job, taking: &AtomicBool) -> Option<Exit> {
+        if self.schedule.is_none() {
+            let stop = self.stop.clone();
+            let subject = self.assignment.subject();
+            match stop.run_until_cancelled(subject.last_snapshot()).await? {
+                Ok(Some(age)) => self.schedule = Some(self.first(age)),
+                Ok(None) => {
+                    tracing::error!(
+                        "the server has no row in powa_snapshot_metas: it was not registered with \
+                         powa_register_server(); no snapshots are taken of it"
+                    );
+                    return Some(Exit::NotRegistered);
+                }
+                Err(error) => {
+                    self.tell("no connection to the repository", &error.to_string());
+                    self.back_off(State::NoRepository);
+                    return None;
+                }
+            }
+        }
+        if self.remote.is_none() {
+            self.connect().await;
+        }
+        let remote = self.remote.as_ref()?;
+        if std::mem::take(&mut job.versions) {
+            let subject = self.assignment.subject();
+            match self.stop.run_until_cancelled(subject.update_versions(remote)).await? {
+                Ok(changes) => changes.iter().for_each(tell_change),
+                Err(error) => tracing::warn!("the versions in the repository are not up to date: {error}"),
+            }
+        }
+        let is_due = self.schedule.is_some_and(|schedule| schedule.due <= Instant::now());
+        if is_due || job.is_forced {
+            taking.store(true, Ordering::Relaxed);
+            self.snapshot(job).await;
+            taking.store(false, Ordering::Relaxed);
+        }
+        None
+    }
+
+    fn first(&self, age: Option<Duration>) -> Schedule {
+        let now = Instant::now();
+        let delay = schedule::first_delay(age, self.assignment.server.frequency, rand::random());
+        tracing::debug!("first snapshot in {:.1} s", delay.as_secs_f64());
+        Schedule { began: age.and_then(|age| now.checked_sub(age)), due: now + delay }
+    }
+
+    async fn connect(&mut self) {
+        let stop = self.stop.clone();
+        match stop.run_until_cancelled(self.assignment.connect()).await {
+            None => {}
+            Some(Ok(remote)) => {
+                self.remote = Some(remote);
+                self.succeed();
+            }
+            Some(Err(reason)) => {
+                let was_told = self.is_failing;
+                self.tell("no connection to the monitored server", &reason);
+                self.back_off(State::NoRemote);
+                if !was_told {
+                    self.record(vec![format!("no connection to the monitored server: {reason}")]).await;
+                }
+            }
+        }
+    }
+
+    async fn snapshot(&mut self, job: &mut Job) {
+        let Some(mut remote) = self.remote.take() else { return };
+        let began = Instant::now();
+        let due = began + self.assignment.server.frequency;
+        let refresh = job.refresh.take();
+        let subject = self.assignment.subject();
+        let outcome = subject.take(&mut remote, refresh.as_ref(), &self.stop).await;
+        match outcome {
+            Ok(taken) => {
+                self.remote = Some(remote);
+                self.schedule = Some(Schedule { began: Some(began), due });
+                job.is_forced = false;
+                self.succeed();
+                tell_taken(&taken);
+            }
+            Err(error) if error.is_stop() => tracing::debug!("no snapshot: {error}"),
+            Err(error) if error.is_repository_away() => {
+                // It stays due: the next attempt follows as soon as the repository is back.
+                self.remote = Some(remote);
+                job.refresh = refresh;
+                self.tell("no snapshot", &error.to_string());
+                self.back_off(State::NoRepository);
+            }
+            Err(error) => {
+                job.is_forced = false;
+                job.refresh = refresh;
+                self.schedule = Some(Schedule { began: Some(began), due });
+                tracing::error!("no snapshot: {error}");
+                match &error {
+                    SnapshotError::Fetch(reason) if reason.ends_session() => {
+                        self.is_failing = true;
+                        self.back_off(match reason {
+                            FetchError::Spool(_) => State::Running,
+                            _ => State::NoRemote,
+                        });
+                    }
+                    _ => self.remote = Some(remote),
+                }
+                self.record(vec![error.to_string()]).await;
+            }
+        }
+    }
+
+    /// Writes into the repository why there is no snapshot.
+    async fn record(&self, errors: Vec<String>) {
+        let subject = self.assignment.subject();
+        let recording = subject.record_failure(&errors);
+        if let Some(Err(error)) = self.stop.run_until_cancelled(recording).await {
+            tracing::warn!("the failure could not be written to powa_snapshot_metas: {error}");
+        }
+    }
+}
+
+fn tell_taken(taken: &Taken) {
+    for error in &taken.errors {
+        tracing::warn!("{error}");
+    }
+    if taken.repository_errors > 0 {
+        tracing::warn!(
+            "powa_take_snapshot met {} errors: see powa_snapshot_metas.errors",
+            taken.repository_errors
+        );
+    }
+    tracing::info!(
+        "snapshot: {} rows, {} bytes; fetched in {:.3} s, waited {:.3} s, stored in {:.3} s",
+        taken.rows,
+        taken.bytes,
+        taken.fetch.as_secs_f64(),
+        taken.wait.as_secs_f64(),
+        taken.store.as_secs_f64()
+    );
+}
+
+fn tell_change(change: &Change) {
+    match change {
+        Change::Server(version) => tracing::info!("the server's version is now {version}"),
+        Change::Extension { name, version: Some(version) } => {
+            tracing::info!("the version of extension {name} is now {version}");
+        }
+        Change::Extension { name, version: None } => {
+            tracing::warn!("the extension {name} is not installed on the monitored server");
+        }
+        Change::AddHypopg(version) => tracing::info!("hypopg {version} is available"),
+        Change::RemoveHypopg => tracing::info!("hypopg is not available any more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_forced_snapshot_is_refused_for_the_reasons_that_clients_know() {
+        let now = Instant::now();
+        let mut wishes = Wishes::default();
+        assert_eq!(wishes.force(true, true, None), Forced::InProgress);
+        assert_eq!(wishes.force(false, true, Some(now)), Forced::TooSoon);
+        assert_eq!(wishes.force(false, false, None), Forced::Scheduled);
+        assert_eq!(wishes.force(false, true, None), Forced::AlreadyScheduled);
+        let mut job = wishes.take_job();
+        assert!(job.is_forced);
+        assert_eq!(wishes.force(false, true, None), Forced::AlreadyScheduled);
+        job.is_forced = false;
+        wishes.put_back(job);
+        assert_eq!(wishes.force(false, true, None), Forced::Started);
+    }
+
+    #[test]
+    fn wishes_that_could_not_be_done_are_kept_with_later_ones() {
+        let named = |name: &str| Refresh::Named(vec![name.to_owned()]);
+        let mut wishes = Wishes::default();
+        wishes.note(Command::Refresh(named("a")), false, false, None);
+        let job = wishes.take_job();
+        wishes.note(Command::Refresh(named("b")), false, false, None);
+        wishes.put_back(job);
+        assert_eq!(wishes.refresh, Some(Refresh::Named(vec!["a".to_owned(), "b".to_owned()])));
+        wishes.note(Command::Refresh(Refresh::All), false, false, None);
+        assert_eq!(wishes.take_job().refresh, Some(Refresh::All));
+    }
+}
