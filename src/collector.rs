@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{self, Configuration, ConfigurationError, Loaded};
 use crate::control::listener::{self, Incoming, Place};
 use crate::control::protocol::{Answer, Of, Request};
+use crate::postgres::conninfo::one_line;
 use crate::postgres::repository::Repository;
 use crate::server::{Server, ServerId};
 use crate::signals::Signal;
@@ -438,7 +439,7 @@ impl Collector {
     fn start(&mut self, server: Server) {
         let id = server.id;
         let assignment = self.assignment(&server);
-        tracing::info!(srvid = %id, "worker for {} starts, every {} s", assignment.name, server.frequency.as_secs());
+        tracing::info!(srvid = %id, "worker for {} starts, every {} s", one_line(&assignment.name), server.frequency.as_secs());
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (sender, state) = watch::channel(State::Unknown);
         let stop = CancellationToken::new();
@@ -499,7 +500,7 @@ impl Collector {
 
     fn farewell(&self) {
         for worker in self.workers.values() {
-            let name = worker.server.name(self.configuration.use_server_alias);
+            let name = one_line(&worker.server.name(self.configuration.use_server_alias));
             tracing::warn!(srvid = %worker.server.id, "{name}: the store in progress was broken off");
         }
         self.listener.cancel();

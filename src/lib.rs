@@ -1,7 +1,9 @@
+pub mod check;
 pub mod cli;
 pub mod collector;
 pub mod config;
 pub mod control;
+pub mod once;
 pub mod postgres;
 pub mod schedule;
 pub mod server;

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use powa_collector::cli::{Arguments, Command};
 use powa_collector::collector::{self, Ending};
-use powa_collector::{config, signals, telemetry};
+use powa_collector::{check, config, once, signals, telemetry};
 
 /// The configuration cannot be used.
 const EXIT_CONFIGURATION: u8 = 2;
@@ -21,8 +21,9 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_CONFIGURATION);
         }
     };
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
+    let command = arguments.command.unwrap_or(Command::Run);
+    if !matches!(command, Command::Check) {
+        loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     }
     let configuration = loaded.configuration;
     verbosity.set_debug(configuration.debug);
@@ -33,7 +34,6 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let command = arguments.command.unwrap_or(Command::Run);
     let outcome = runtime.block_on(async {
         match command {
             Command::Run => {
@@ -45,7 +45,8 @@ fn main() -> ExitCode {
                     Ending::Forced => ExitCode::FAILURE,
                 })
             }
-            Command::Check | Command::Once { .. } => anyhow::bail!("not there yet"),
+            Command::Check => Ok(exit_code(check::run(&configuration, &loaded.warnings).await)),
+            Command::Once { servers } => Ok(exit_code(once::run(&configuration, &servers).await?)),
         }
     });
     // What is still under way was given its time; it must not hold up the end.
@@ -54,4 +55,8 @@ fn main() -> ExitCode {
         eprintln!("powa-collector: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn exit_code(is_good: bool) -> ExitCode {
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

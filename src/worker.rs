@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::config::Settings;
+use crate::postgres::conninfo::one_line;
 use crate::postgres::repository::Repository;
 use crate::postgres::session::application_name;
 use crate::schedule;
@@ -101,7 +102,8 @@ impl fmt::Debug for Assignment {
 }
 
 impl Assignment {
-    fn subject(&self) -> Subject<'_> {
+    /// The snapshot's subject that this assignment makes.
+    pub fn subject(&self) -> Subject<'_> {
         Subject {
             server: self.server.id,
             name: &self.name,
@@ -295,7 +297,7 @@ struct Schedule {
 
 impl Worker {
     fn span(&self) -> tracing::Span {
-        tracing::info_span!("worker", server = %self.assignment.name, srvid = %self.id)
+        tracing::info_span!("worker", server = %one_line(&self.assignment.name), srvid = %self.id)
     }
 
     /// When to act next, if nobody asks for anything.

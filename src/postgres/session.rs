@@ -283,6 +283,15 @@ where
     })
 }
 
+/// Whether an error means that the connection is gone, as against a refusal of one statement. A server that
+/// ends a session says so with an error of its own: class 57P, `terminating connection`.
+pub fn ends_connection(error: &tokio_postgres::Error) -> bool {
+    match error.as_db_error() {
+        Some(told) => error.is_closed() || told.code().code().starts_with("57P"),
+        None => true,
+    }
+}
+
 /// Sends the request of a future now and gives the future back, to be awaited for the answer.
 ///
 /// tokio-postgres puts a request on the wire when its future is first polled. Starting several before

@@ -19,14 +19,15 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{Datasource, Plan, Refresh};
 use super::spool::{Spool, SpoolError};
 use crate::config::Settings;
-use crate::postgres::conninfo::{ConnInfo, causes};
+use crate::postgres::conninfo::{ConnInfo, causes, one_line};
 use crate::postgres::extension::{self, Extension, PowaVersion, Table, quote_identifier, quote_literal};
-use crate::postgres::session::{Session, SessionError, start};
+use crate::postgres::session::{Session, SessionError, ends_connection, start};
 
 /// How much of a datasource is gathered before it goes to the spool, in bytes.
 const CHUNK_BYTES: usize = 64 << 10;
 
-const DATABASES: &str = include_str!("../../sql/remote/databases.sql");
+/// The statement that lists a server's databases.
+pub const DATABASES: &str = include_str!("../../sql/remote/databases.sql");
 
 /// Where each transaction returns to after each datasource.
 const BACK: &str = "ROLLBACK TO SAVEPOINT datasource";
@@ -205,6 +206,20 @@ fn wish(
     powa_schema: &str,
     extensions: &HashMap<String, Extension>,
 ) -> Result<Wish, String> {
+    let function = function(datasource, powa_schema, extensions)?;
+    let copy = format!("COPY (SELECT {}, * FROM {function}(0)) TO STDOUT", plan.server);
+    let cleanup = datasource.cleanup.as_deref().map(|text| {
+        if plan.powa.version.is_5() { with_extension_schemas(text, extensions) } else { Ok(text.to_owned()) }
+    });
+    Ok(Wish { name: datasource.name.clone(), copy, target: datasource.target.clone(), cleanup })
+}
+
+/// The function that gives a datasource's rows, as it is called on the server.
+fn function(
+    datasource: &Datasource,
+    powa_schema: &str,
+    extensions: &HashMap<String, Extension>,
+) -> Result<String, String> {
     let home = match &datasource.extension {
         Some(name) => Some(
             extensions
@@ -217,16 +232,27 @@ fn wish(
         Some(home) if datasource.is_external => &home.schema,
         _ => powa_schema,
     };
-    let copy = format!(
-        "COPY (SELECT {}, * FROM {}.{}(0)) TO STDOUT",
-        plan.server,
-        quote_identifier(schema),
-        quote_identifier(&datasource.function)
-    );
-    let cleanup = datasource.cleanup.as_deref().map(|text| {
-        if plan.powa.version.is_5() { with_extension_schemas(text, extensions) } else { Ok(text.to_owned()) }
-    });
-    Ok(Wish { name: datasource.name.clone(), copy, target: datasource.target.clone(), cleanup })
+    Ok(format!("{}.{}", quote_identifier(schema), quote_identifier(&datasource.function)))
+}
+
+/// Statements that show whether a datasource can be read and cleaned up after, without keeping or changing
+/// anything. A cleanup is only explained, which is enough for the server to look at the rights to it.
+///
+/// # Errors
+/// What the server lacks.
+pub fn probes(
+    plan: &Plan,
+    datasource: &Datasource,
+    powa_schema: &str,
+    extensions: &HashMap<String, Extension>,
+) -> Result<Vec<String>, String> {
+    let function = function(datasource, powa_schema, extensions)?;
+    let wish = wish(plan, datasource, powa_schema, extensions)?;
+    let mut probes = vec![format!("SELECT FROM {function}(0) LIMIT 1")];
+    if let Some(cleanup) = wish.cleanup {
+        probes.push(format!("EXPLAIN {}", cleanup?));
+    }
+    Ok(probes)
 }
 
 /// Replaces `{extension}` by that extension's schema on the server. Braces around anything else than a name
@@ -356,10 +382,7 @@ async fn drain(
 /// What the server says against one statement; an error when it is the connection that failed.
 fn refusal(error: tokio_postgres::Error) -> Result<String, FetchError> {
     match error.as_db_error() {
-        // A terminated session is told so by an error of its own.
-        Some(told) if !error.is_closed() && !told.code().code().starts_with("57P") => {
-            Ok(told.message().to_owned())
-        }
+        Some(told) if !ends_connection(&error) => Ok(one_line(told.message())),
         _ => Err(error.into()),
     }
 }

@@ -21,6 +21,7 @@ use crate::config::Settings;
 use crate::postgres::extension::{self, Extension, Powa};
 use crate::postgres::repository::{Repository, RepositoryError};
 use crate::postgres::session::application_name;
+use crate::postgres::session::ends_connection;
 use crate::server::{self, Server, ServerId};
 
 /// How sessions with the repository are named, before the server's name.
@@ -71,15 +72,16 @@ pub enum SnapshotError {
 }
 
 impl SnapshotError {
-    /// Whether it is the repository that cannot be reached, so that nothing can be written there either.
+    /// Whether it is the repository that cannot be reached, so that nothing can be written there either and
+    /// all may be well as soon as it is back.
     pub fn is_repository_away(&self) -> bool {
-        matches!(
-            self,
-            Self::Repository(_)
-                | Self::Plan(_)
-                | Self::NoAnswer(_)
-                | Self::Store(StoreError::Connection(_) | StoreError::Deadline(_))
-        )
+        match self {
+            Self::Repository(_) | Self::NoAnswer(_) => true,
+            Self::Plan(PlanError::NoPowa | PlanError::Unsupported(_)) => true,
+            Self::Plan(PlanError::Repository(error)) => ends_connection(error),
+            Self::Store(StoreError::Connection(error)) => ends_connection(error),
+            _ => false,
+        }
     }
 
     /// Whether it comes from a stop and from nothing else.
@@ -141,7 +143,11 @@ impl Subject<'_> {
         })
     }
 
-    async fn plan(&self, server_version_num: i32) -> Result<Plan, SnapshotError> {
+    /// What is due for this server.
+    ///
+    /// # Errors
+    /// When the repository cannot be asked.
+    pub async fn plan(&self, server_version_num: i32) -> Result<Plan, SnapshotError> {
         self.ask(async |client, powa, extensions| {
             plan::plan(client, powa, extensions, self.server, server_version_num).await
         })

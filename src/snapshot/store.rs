@@ -12,7 +12,8 @@ use tokio_postgres::{CopyInSink, Error};
 
 use super::spool::{Part, Spool, SpoolError};
 use crate::postgres::conninfo::causes;
-use crate::postgres::extension::{Powa, in_schema};
+use crate::postgres::extension::{Powa, Table, in_schema};
+use crate::postgres::session::ends_connection;
 use crate::server::ServerId;
 
 /// Why a snapshot could not be stored. Nothing of it is in the repository then.
@@ -22,6 +23,9 @@ pub enum StoreError {
     Connection(#[from] Error),
     #[error("powa_take_snapshot({server}): {}", causes(source))]
     TakeSnapshot { server: ServerId, source: Error },
+    /// The server refused a `COPY` that it should have taken; the connection does not survive that.
+    #[error("copy into {}: {}", table.quoted(), causes(source))]
+    Refused { table: Table, source: Error },
     #[error("store in the repository: not done within {} s", .0.as_secs())]
     Deadline(Duration),
     #[error(transparent)]
@@ -76,7 +80,7 @@ async fn transaction(
         let target = part.target.quoted();
         match copy(client, part, spool).await {
             Ok(()) => client.batch_execute("RELEASE SAVEPOINT datasource; SAVEPOINT datasource").await?,
-            Err(StoreError::Connection(error)) if error.as_db_error().is_some() && !client.is_closed() => {
+            Err(StoreError::Connection(error)) if !ends_connection(&error) && !client.is_closed() => {
                 client.batch_execute("ROLLBACK TO SAVEPOINT datasource").await?;
                 spool.errors.push(format!("{target}: {}", causes(&error)));
             }
@@ -86,10 +90,10 @@ async fn transaction(
     let statement = in_schema("SELECT {powa}.powa_take_snapshot($1)", &powa.schema);
     let statement = client.prepare_cached(&statement).await?;
     let row = client.query_one(&statement, &[&server.0]).await.map_err(|source| {
-        if source.as_db_error().is_some() {
-            StoreError::TakeSnapshot { server, source }
-        } else {
+        if ends_connection(&source) {
             StoreError::Connection(source)
+        } else {
+            StoreError::TakeSnapshot { server, source }
         }
     })?;
     if !spool.errors.is_empty() {
@@ -102,10 +106,23 @@ async fn transaction(
     Ok(Stored { errors: row.get(0) })
 }
 
+/// Copies the rows of one table.
+///
+/// The lock comes first because tokio-postgres loses the connection when the server refuses a `COPY` before it
+/// reads from it: two Syncs are sent where the server then expects one
+/// (<https://github.com/rust-postgres/rust-postgres/pull/1337>). What a `COPY` is refused for, a table that is
+/// not there, a missing grant, a lock that is not to be had in time, the lock is refused for as well.
 async fn copy(client: &Object, mut part: Part, spool: &mut Spool) -> Result<(), StoreError> {
-    let statement = format!("COPY {} FROM STDIN", part.target.quoted());
-    let statement = client.prepare_cached(&statement).await?;
-    let sink: CopyInSink<Bytes> = client.copy_in(&statement).await?;
+    let target = part.target.quoted();
+    client.batch_execute(&format!("LOCK TABLE {target} IN ROW EXCLUSIVE MODE")).await?;
+    let statement = client.prepare_cached(&format!("COPY {target} FROM STDIN")).await?;
+    let sink: CopyInSink<Bytes> = match client.copy_in(&statement).await {
+        Ok(sink) => sink,
+        Err(source) if !ends_connection(&source) => {
+            return Err(StoreError::Refused { table: part.target, source });
+        }
+        Err(error) => return Err(error.into()),
+    };
     let mut sink = pin!(sink);
     while let Some(data) = spool.read(&mut part).await? {
         if sink.send(data).await.is_err() {

@@ -1,0 +1,93 @@
+//! `powa-collector once`: one snapshot of each server now, and a line of how it went.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::{StreamExt, stream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Configuration;
+use crate::postgres::repository::Repository;
+use crate::server::{Server, ServerId};
+use crate::snapshot::{self, SnapshotError, Taken};
+use crate::worker::Assignment;
+
+/// Takes the snapshots; `only` these servers, or all when it is empty. True when all succeeded.
+///
+/// # Errors
+/// When the repository cannot say which servers there are.
+pub async fn run(configuration: &Configuration, only: &[i32]) -> Result<bool, SnapshotError> {
+    let settings = Arc::new(configuration.settings.clone());
+    let timeouts = settings.timeouts;
+    let repository =
+        Repository::new(configuration.repository.clone(), settings.max_connections, timeouts.connect);
+    let servers = snapshot::servers(&repository, timeouts.query).await?;
+    let mut is_good = true;
+    for id in only {
+        if !servers.iter().any(|server| server.id == ServerId(*id)) {
+            println!("{id}: FAILED: no such server in powa_servers, or it is switched off");
+            is_good = false;
+        }
+    }
+    let chosen: Vec<Server> =
+        servers.into_iter().filter(|server| only.is_empty() || only.contains(&server.id.0)).collect();
+    if chosen.is_empty() && only.is_empty() {
+        println!("no servers to collect: register them with powa_register_server");
+    }
+
+    let connects = Arc::new(Semaphore::new(settings.connects_at_once));
+    let mut results = stream::iter(chosen)
+        .map(|server| {
+            let assignment = Assignment {
+                name: server.name(configuration.use_server_alias),
+                server,
+                settings: Arc::clone(&settings),
+                repository: repository.clone(),
+                connects: Arc::clone(&connects),
+            };
+            async move {
+                let began = Instant::now();
+                let outcome = take(&assignment).await;
+                (assignment, outcome, began.elapsed())
+            }
+        })
+        .buffer_unordered(settings.connects_at_once);
+    while let Some((assignment, outcome, time)) = results.next().await {
+        let (id, name, seconds) = (assignment.server.id, &assignment.name, time.as_secs_f64());
+        match outcome {
+            Ok(taken) => {
+                let errors = taken.errors.len() + usize::try_from(taken.repository_errors).unwrap_or(0);
+                let told = match errors {
+                    0 => String::new(),
+                    1 => ", 1 error".to_owned(),
+                    _ => format!(", {errors} errors"),
+                };
+                println!("{id} {name}: {} rows, {} bytes, {seconds:.3} s{told}", taken.rows, taken.bytes);
+                for error in &taken.errors {
+                    println!("    {error}");
+                }
+                if taken.repository_errors > 0 {
+                    println!(
+                        "    powa_take_snapshot met {}: see powa_snapshot_metas",
+                        taken.repository_errors
+                    );
+                }
+            }
+            Err(reason) => {
+                println!("{id} {name}: FAILED after {seconds:.3} s: {reason}");
+                is_good = false;
+            }
+        }
+    }
+    Ok(is_good)
+}
+
+async fn take(assignment: &Assignment) -> Result<Taken, String> {
+    if !assignment.server.is_registered {
+        return Err("it has no row in powa_snapshot_metas: register it with powa_register_server".to_owned());
+    }
+    let mut remote = assignment.connect().await?;
+    let stop = CancellationToken::new();
+    assignment.subject().take(&mut remote, None, &stop).await.map_err(|error| error.to_string())
+}
