@@ -1,0 +1,99 @@
+//! What the tests against real PostgreSQL share: clusters of their own ([`Cluster`]), with PoWA 4 or PoWA 5
+//! ([`Powa`]), the program under test as a process ([`Collector`]) and a client of its control channel
+//! ([`Control`]).
+//!
+//! A test file says `mod support;` and wraps its tests in [`on_both_versions!`]. Nothing a test starts
+//! outlives it, even when it is killed; a failed test leaves its clusters' directories behind and prints
+//! where they are.
+//!
+//! The servers themselves are installed by `tests/support/postgresql`, which `make test` runs first.
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of this module")]
+
+mod cluster;
+mod collector;
+mod control;
+mod database;
+mod installation;
+mod process;
+
+use std::time::{Duration, Instant};
+
+pub use cluster::{Cluster, ClusterBuilder};
+pub use collector::{Collector, CollectorBuilder};
+pub use control::{Control, Notification};
+pub use database::{EXTENSIONS, Registration, powa_schema, quote_identifier, register_server};
+pub use installation::Powa;
+pub use nix::sys::signal::Signal;
+
+/// How long a test waits for something that should take a moment.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Makes two tests of each `async fn name(powa: Powa)`: `powa4::name` and `powa5::name`. Once per file.
+///
+/// A function may return a `Result`, and attributes (`#[ignore]`, doc comments) go to both tests.
+macro_rules! on_both_versions {
+    ($(
+        $(#[$attribute:meta])*
+        async fn $name:ident($powa:ident: $version:ty) $(-> $result:ty)? $body:block
+    )+) => {
+        $(async fn $name($powa: $version) $(-> $result)? $body)+
+
+        mod powa4 {
+            #[allow(unused_imports, reason = "for the names in the functions' results")]
+            use super::*;
+            $(
+                $(#[$attribute])*
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() $(-> $result)? { super::$name($crate::support::Powa::V4).await }
+            )+
+        }
+
+        mod powa5 {
+            #[allow(unused_imports, reason = "for the names in the functions' results")]
+            use super::*;
+            $(
+                $(#[$attribute])*
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() $(-> $result)? { super::$name($crate::support::Powa::V5).await }
+            )+
+        }
+    };
+}
+pub(crate) use on_both_versions;
+
+/// Tries `probe` until it answers `true` or `Some`, and returns what it answered. Panics, naming `what`,
+/// after `deadline`.
+pub async fn wait_until<C: Condition>(
+    what: &str,
+    deadline: Duration,
+    mut probe: impl AsyncFnMut() -> C,
+) -> C::Value {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = probe().await.met() {
+            return value;
+        }
+        assert!(started.elapsed() < deadline, "waited {deadline:?} in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What a probe of [`wait_until`] may answer.
+pub trait Condition {
+    type Value;
+    fn met(self) -> Option<Self::Value>;
+}
+
+impl Condition for bool {
+    type Value = ();
+    fn met(self) -> Option<()> {
+        self.then_some(())
+    }
+}
+
+impl<T> Condition for Option<T> {
+    type Value = T;
+    fn met(self) -> Option<T> {
+        self
+    }
+}
