@@ -1,3 +1,48 @@
+//! The collector of PoWA, the PostgreSQL Workload Analyzer: takes snapshots of a fleet of PostgreSQL servers
+//! and puts them into the *repository*, a database with the extension `powa`.
+//!
+//! # The way of the data
+//!
+//! ```text
+//! powa_servers ─▶ collector ─▶ worker ─▶ plan ─▶ fetch ─▶ spool ─▶ store ─▶ repository
+//! NOTIFY, signals ─▶ collector ─▶ worker                                       │
+//! client ◀── pg_notify ◀── listener ◀── collector ◀── state (watch) ◀── worker ◀┘
+//! ```
+//!
+//! - [`collector`] is the dispatcher. It owns all state; signals, control messages, what was read anew and the
+//!   ends of workers reach it as events. It compares the servers that should be collected with the workers
+//!   there are, and changes only what differs.
+//! - [`worker`]: one task per server. Waits until a snapshot is due or asked for, takes it, says how it is.
+//! - [`snapshot::plan`]: what a snapshot of this server is made of. A short question to the repository.
+//! - [`snapshot::fetch`]: reads it. One transaction on the monitored server, all statements sent before the
+//!   first answer is awaited; it ends with its last row.
+//! - [`snapshot::spool`]: what a fetch leaves, in memory while small and in a file when not.
+//! - [`snapshot::store`]: copies the rows in and calls `powa_take_snapshot`, in one transaction.
+//!
+//! # What always holds
+//!
+//! 1. Nothing here keeps a transaction open on a monitored server while it waits for something else.
+//! 2. A snapshot is stored whole or not at all. A datasource that fails costs its own rows only, and its error
+//!    is written to `powa_snapshot_metas.errors`.
+//! 3. No more than `repository.max_connections` snapshots are in the repository at once: its staging tables are
+//!    shared by all servers, and many at a time slow each other down. Who waits holds no connection and no
+//!    rows in memory.
+//! 4. Commands are answered whatever the workers do and however busy the repository's pool is: they come and go
+//!    over a connection of their own.
+//! 5. A failure belongs to one worker. It backs off, tries again, and says so once; a panic ends no other.
+//! 6. Every wait for the network has a deadline, and those that are repeated wait longer each time.
+//! 7. Values are parameters. A name becomes part of a statement in [`postgres::extension`] only.
+//! 8. Passwords are [`postgres::conninfo::Secret`]s, which cannot be printed.
+//!
+//! # Which line belongs where
+//!
+//! Dependencies point one way: `main` → [`collector`] → [`control`], [`worker`] → [`snapshot`] → [`postgres`];
+//! [`check`] and [`once`] stand beside [`collector`]. SQL lives in `sql/`, a file a statement, unless it is a
+//! line, and is sent from [`control`], [`snapshot`], [`server`], [`check`] and [`postgres`] only. Connections
+//! are opened in [`postgres::session`] only, tasks are spawned in [`collector`], [`control::listener`] and
+//! [`postgres::session`] only, and the process ends in `main` only. [`control::protocol`], [`schedule`] and
+//! every parser are pure: time and dice are handed to them.
+
 pub mod check;
 pub mod cli;
 pub mod collector;

@@ -151,11 +151,14 @@ async fn read_server(
     plan: &Plan,
     spool: &Mutex<Spool>,
 ) -> Result<(String, Vec<Database>), FetchError> {
+    let reads_databases = !plan.db_modules.is_empty() || !plan.catalogs.is_empty();
     remote.prepare([extension::INSTALLED, DATABASES].into_iter()).await?;
     let client = &remote.session.client;
-    let (extensions, databases) = (&remote.prepared[extension::INSTALLED], &remote.prepared[DATABASES]);
-    let (extensions, databases) =
-        futures_util::try_join!(extension::installed(client, extensions), client.query(databases, &[]),)?;
+    let installed = extension::installed(client, &remote.prepared[extension::INSTALLED]);
+    let list = &remote.prepared[DATABASES];
+    let (extensions, databases) = futures_util::try_join!(installed, async {
+        if reads_databases { client.query(list, &[]).await } else { Ok(Vec::new()) }
+    })?;
     let powa =
         extension::powa(&extensions).ok_or_else(|| FetchError::NoPowa { database: remote.database() })?;
     if !powa.version.is_compatible(&plan.powa.version) {
