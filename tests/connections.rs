@@ -55,13 +55,16 @@ on_both_versions! {
             }
         }
     }
+}
 
-    async fn what_cannot_be_verified_yet_is_refused_and_not_ignored(powa: Powa) {
-        let cluster = repository_and_server(powa).await;
-        for option in ["sslmode=verify-full", "sslrootcert=/etc/ssl/certs/ca-certificates.crt"] {
-            let (output, is_good) = once(&cluster, option).await;
-            assert!(!is_good && output.contains("key repository.dsn: the connection string is not valid"), "{output}");
-        }
+#[tokio::test]
+async fn what_cannot_be_verified_yet_is_refused_and_not_ignored() {
+    for option in ["sslmode=verify-full", "sslrootcert=/etc/ssl/certs/ca-certificates.crt"] {
+        let config = json!({ "repository": { "dsn": format!("host=127.0.0.1 {option}") } });
+        let output = Collector::builder(config).argument("check").run().await;
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(told.contains("key repository.dsn: the connection string is not valid"), "{told}");
     }
 }
 

@@ -3,6 +3,7 @@
 //! A parsed [`ConnInfo`] cannot be wrong in form. It holds the password and therefore shows itself only as
 //! [`ConnInfo::describe`].
 
+use std::env;
 use std::fmt;
 use std::path::Path;
 
@@ -89,13 +90,39 @@ impl ConnInfo {
         Ok(Self::with_defaults(config))
     }
 
-    fn with_defaults(mut config: tokio_postgres::Config) -> Self {
+    fn with_defaults(config: tokio_postgres::Config) -> Self {
+        Self::with_environment(config, |name| env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    /// Fills in what a connection string leaves open: from libpq's environment variables, and then with its
+    /// defaults. User and database default to the operating system's user in tokio-postgres.
+    fn with_environment(
+        mut config: tokio_postgres::Config,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Self {
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            let directory = SOCKET_DIRECTORIES
-                .into_iter()
-                .find(|directory| Path::new(directory).is_dir())
-                .unwrap_or(SOCKET_DIRECTORIES[0]);
-            config.host_path(directory);
+            let hosts = variable("PGHOST").unwrap_or_else(|| {
+                let found = SOCKET_DIRECTORIES.into_iter().find(|directory| Path::new(directory).is_dir());
+                found.unwrap_or(SOCKET_DIRECTORIES[0]).to_owned()
+            });
+            for host in hosts.split(',') {
+                config.host(host);
+            }
+        }
+        if config.get_ports().is_empty() {
+            let ports = variable("PGPORT").unwrap_or_default();
+            for port in ports.split(',').filter_map(|port| port.parse().ok()) {
+                config.port(port);
+            }
+        }
+        if let (None, Some(user)) = (config.get_user(), variable("PGUSER")) {
+            config.user(user);
+        }
+        if let (None, Some(dbname)) = (config.get_dbname(), variable("PGDATABASE")) {
+            config.dbname(dbname);
+        }
+        if let (None, Some(password)) = (config.get_password(), variable("PGPASSWORD")) {
+            config.password(password);
         }
         Self { config }
     }
@@ -198,6 +225,23 @@ mod tests {
             .any(|directory| path.as_path() == Path::new(directory))));
         assert_eq!(conninfo.config.get_dbname(), Some("powa"));
         assert_eq!(conninfo.ssl_mode(), SslMode::Disable);
+    }
+
+    #[test]
+    fn the_environment_fills_in_what_the_string_leaves_open() {
+        let variable = |name: &str| match name {
+            "PGHOST" => Some("h1,/socket".to_owned()),
+            "PGPORT" => Some("1,2".to_owned()),
+            "PGUSER" | "PGDATABASE" | "PGPASSWORD" => Some(name.to_lowercase()),
+            _ => None,
+        };
+        let empty = ConnInfo::with_environment("".parse().unwrap(), variable);
+        assert_eq!(empty.describe(), "pguser@h1:1,/socket:2/pgdatabase");
+        assert_eq!(empty.config.get_password(), Some(&b"pgpassword"[..]));
+        let full = "host=a port=3 user=u dbname=d password=p".parse().unwrap();
+        let full = ConnInfo::with_environment(full, variable);
+        assert_eq!(full.describe(), "u@a:3/d");
+        assert_eq!(full.config.get_password(), Some(&b"p"[..]));
     }
 
     #[test]
