@@ -20,6 +20,7 @@ use crate::postgres::session::{Session, SessionError};
 use crate::server::{self, Server};
 use crate::snapshot::fetch::{self, FetchError, Remote};
 use crate::snapshot::plan::Plan;
+use crate::snapshot::reading;
 use crate::worker::Assignment;
 
 /// How many relations without grants are named.
@@ -324,7 +325,7 @@ async fn look(
     let mut absent = BTreeSet::new();
     for datasource in &plan.datasources {
         let name = &datasource.name;
-        let probes = match fetch::probes(plan, datasource, &powa.schema, &extensions) {
+        let probes = match reading::probes(plan, datasource, &powa.schema, &extensions) {
             Ok(probes) => probes,
             Err(reason) => {
                 if absent.insert(name.clone()) {

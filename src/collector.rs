@@ -1,31 +1,25 @@
 //! The dispatcher: one task that owns all state. Signals, control messages, freshly read configurations and
-//! the ends of workers reach it as events; it compares the servers that should be collected with the workers
-//! that are, and changes only what differs. It never waits for a server itself.
+//! the ends of workers reach it as events. It never waits for a server itself.
 
-use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Configuration, ConfigurationError, Loaded};
 use crate::control::listener::{self, Incoming, Place};
-use crate::control::protocol::{Answer, Of, Request};
-use crate::postgres::conninfo::one_line;
+use crate::control::protocol::{Answer, Request};
+use crate::fleet::{Fleet, Means, Untold};
 use crate::postgres::repository::Repository;
 use crate::server::{Server, ServerId};
 use crate::signals::Signal;
 use crate::snapshot::{self, SnapshotError};
 use crate::telemetry::Verbosity;
-use crate::worker::{self, Assignment, Command, Exit, State};
-
-/// How many commands a worker may have before it.
-const COMMANDS: usize = 16;
+use crate::worker::Command;
 
 /// How the collector ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +57,7 @@ pub async fn run(
             },
             Some(incoming) = requests.recv() => collector.handle(incoming),
             Some(reading) = readings.recv() => collector.apply(reading),
-            Some(ended) = collector.tasks.join_next_with_id() => collector.reap(ended),
+            Some(ended) = collector.fleet.tasks.join_next_with_id() => collector.fleet.reap(ended),
             () = sleep_until(refresh) => collector.read_again(Reason::Time, None),
             () = sleep_until(end) => {
                 collector.farewell();
@@ -96,10 +90,7 @@ struct Reading {
 struct Collector {
     file: Option<PathBuf>,
     configuration: Arc<Configuration>,
-    settings: Arc<config::Settings>,
     verbosity: Verbosity,
-    repository: Repository,
-    connects: Arc<Semaphore>,
 
     incoming: mpsc::Sender<Incoming>,
     listener: CancellationToken,
@@ -113,43 +104,9 @@ struct Collector {
     waiting_next: Vec<oneshot::Sender<Answer>>,
     next_refresh: Instant,
 
-    /// The servers that should be collected.
-    wanted: BTreeMap<ServerId, Server>,
-    workers: BTreeMap<ServerId, Worker>,
-    tasks: JoinSet<Exit>,
-    task_ids: HashMap<Id, ServerId>,
+    fleet: Fleet,
     /// When a stop ends, whoever is still at work.
     deadline: Option<Instant>,
-}
-
-/// A worker, seen from here.
-struct Worker {
-    server: Server,
-    commands: mpsc::Sender<Command>,
-    state: watch::Receiver<State>,
-    stop: CancellationToken,
-    life: Life,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Life {
-    Working,
-    /// Told to stop, and finishing.
-    Stopping,
-    /// Ended by itself. It stays in the list, and is started again when that may help.
-    Ended,
-    /// Ended by a fault of ours.
-    Failed,
-}
-
-impl Worker {
-    fn state(&self) -> State {
-        match self.life {
-            Life::Working => *self.state.borrow(),
-            Life::Stopping => State::Stopping,
-            Life::Ended | Life::Failed => State::Stopped,
-        }
-    }
 }
 
 fn far_future() -> Instant {
@@ -164,11 +121,8 @@ impl Collector {
         incoming: mpsc::Sender<Incoming>,
         read: mpsc::Sender<Reading>,
     ) -> Self {
-        let settings = Arc::new(configuration.settings.clone());
+        let means = means(&configuration, repository(&configuration));
         let mut collector = Self {
-            repository: repository(&configuration),
-            connects: Arc::new(Semaphore::new(settings.connects_at_once)),
-            settings,
             file,
             configuration: Arc::new(configuration),
             verbosity,
@@ -180,10 +134,7 @@ impl Collector {
             waiting: Vec::new(),
             waiting_next: Vec::new(),
             next_refresh: far_future(),
-            wanted: BTreeMap::new(),
-            workers: BTreeMap::new(),
-            tasks: JoinSet::new(),
-            task_ids: HashMap::new(),
+            fleet: Fleet::new(means),
             deadline: None,
         };
         collector.listen();
@@ -198,9 +149,9 @@ impl Collector {
     fn listen(&mut self) {
         self.listener.cancel();
         self.listener = CancellationToken::new();
-        let timeouts = self.settings.timeouts;
+        let timeouts = self.configuration.settings.timeouts;
         let place = Place {
-            conninfo: self.repository.conninfo().clone(),
+            conninfo: self.configuration.repository.clone(),
             connect: timeouts.connect,
             query: timeouts.query,
         };
@@ -217,52 +168,35 @@ impl Collector {
 
     fn serve(&mut self, request: Request, answer: oneshot::Sender<Answer>) {
         let reply = match request {
-            Request::WorkersStatus(of) => self.status(of),
+            Request::WorkersStatus(of) => Answer::Workers(self.fleet.status(of)),
             _ if self.is_stopping() => Answer::Error("the collector is stopping".to_owned()),
             Request::Reload => {
                 tracing::info!("reload: asked for over the control channel");
                 self.read_again(Reason::Asked, Some(answer));
                 return;
             }
-            Request::ForceSnapshot(server) => match self.working(server) {
-                Some(worker) => {
-                    let (reply, forced) = oneshot::channel();
-                    if worker.commands.try_send(Command::Force(reply)).is_ok() {
-                        tracing::info!(srvid = %server, "snapshot asked for over the control channel");
+            Request::ForceSnapshot(server) => {
+                let (reply, forced) = oneshot::channel();
+                match self.fleet.tell(server, Command::Force(reply)) {
+                    Ok(()) => {
                         tokio::spawn(async move {
                             let reply = forced.await.map_or_else(|_| not_found(server), Answer::from);
                             let _ = answer.send(reply);
                         });
                         return;
                     }
-                    busy(server)
+                    Err(untold) => untold.into(),
                 }
-                None => not_found(server),
-            },
-            Request::RefreshCatalogs(server, refresh) => match self.working(server) {
-                Some(worker) if worker.commands.try_send(Command::Refresh(refresh)).is_ok() => {
-                    tracing::info!(srvid = %server, "catalogs asked for over the control channel");
-                    Answer::Ok("Catalogs will be refreshed during the next snapshot".to_owned())
+            }
+            Request::RefreshCatalogs(server, refresh) => {
+                match self.fleet.tell(server, Command::Refresh(refresh)) {
+                    Ok(()) => Answer::Ok("Catalogs will be refreshed during the next snapshot".to_owned()),
+                    Err(untold) => untold.into(),
                 }
-                Some(_) => busy(server),
-                None => not_found(server),
-            },
+            }
         };
         // Who asked may have gone.
         let _ = answer.send(reply);
-    }
-
-    fn status(&self, of: Of) -> Answer {
-        let one = |id| self.workers.get(&id).map(|worker| (id, worker.state().to_string()));
-        Answer::Workers(match of {
-            Of::All => self.workers.keys().filter_map(|id| one(*id)).collect(),
-            Of::One(id) => one(id).into_iter().collect(),
-            Of::Nobody => Vec::new(),
-        })
-    }
-
-    fn working(&self, server: ServerId) -> Option<&Worker> {
-        self.workers.get(&server).filter(|worker| worker.life == Life::Working)
     }
 
     /// Reads the configuration and the servers, in a task of its own.
@@ -272,7 +206,8 @@ impl Collector {
             return;
         }
         if self.is_reading {
-            self.read_next = Some(reason);
+            let is_asked = self.read_next == Some(Reason::Asked);
+            self.read_next = Some(if is_asked { Reason::Asked } else { reason });
             self.waiting_next.extend(waiting);
             return;
         }
@@ -280,7 +215,7 @@ impl Collector {
         self.waiting.extend(waiting);
         let file = self.file.clone();
         let configuration = Arc::clone(&self.configuration);
-        let present = self.repository.clone();
+        let present = self.fleet.repository().clone();
         let read = self.read.clone();
         tokio::spawn(async move {
             let loaded = config::load(file.as_deref());
@@ -309,12 +244,7 @@ impl Collector {
         }
         match reading.servers {
             Ok(servers) if !self.is_stopping() => {
-                let servers: BTreeMap<_, _> = servers.into_iter().map(|server| (server.id, server)).collect();
-                if reading.reason != Reason::Time || self.wanted.len() != servers.len() {
-                    tracing::info!("{} servers to collect", servers.len());
-                }
-                self.wanted = servers;
-                self.reconcile(reading.reason == Reason::Asked);
+                self.fleet.reconcile(servers, reading.reason == Reason::Asked);
             }
             Ok(_) => {}
             Err(error) => {
@@ -353,127 +283,13 @@ impl Collector {
         self.verbosity.set_debug(new.debug);
         let old = std::mem::replace(&mut self.configuration, Arc::new(new));
         let new = Arc::clone(&self.configuration);
-        self.settings = Arc::new(new.settings.clone());
-        if old.settings.connects_at_once != new.settings.connects_at_once {
-            self.connects = Arc::new(Semaphore::new(new.settings.connects_at_once));
+        if old.differs_in_repository(&new) {
+            // The ids there are other servers'. Nobody may go on before they are read.
+            self.fleet.reconcile(Vec::new(), false);
         }
-        if needs_new_pools(&old, &new) {
-            self.repository.close();
-            self.repository = repository;
-        }
+        self.fleet.equip(means(&new, repository));
         if old.differs_in_repository(&new) || old.settings.timeouts != new.settings.timeouts {
             self.listen();
-        }
-        // Everybody works with the new one from now on.
-        self.assign_all();
-    }
-
-    fn assignment(&self, server: &Server) -> Assignment {
-        Assignment {
-            server: server.clone(),
-            name: server.name(self.configuration.use_server_alias),
-            settings: Arc::clone(&self.settings),
-            repository: self.repository.clone(),
-            connects: Arc::clone(&self.connects),
-        }
-    }
-
-    fn assign_all(&mut self) {
-        let working = self.workers.values().filter(|worker| worker.life == Life::Working);
-        for worker in working {
-            self.assign(worker);
-        }
-    }
-
-    fn assign(&self, worker: &Worker) {
-        let assignment = Box::new(self.assignment(&worker.server));
-        if worker.commands.try_send(Command::Assign(assignment)).is_err() {
-            tracing::warn!(srvid = %worker.server.id, "the worker is too busy to be told of the change");
-        }
-    }
-
-    /// Starts, stops and changes workers until they are those that are wanted. `is_asked`: somebody wants
-    /// everything looked at again, also what has not changed.
-    fn reconcile(&mut self, is_asked: bool) {
-        for (id, worker) in &mut self.workers {
-            if !self.wanted.contains_key(id) && worker.life == Life::Working {
-                tracing::info!(srvid = %id, "the server is not to be collected any more: its worker stops");
-                worker.stop.cancel();
-                worker.life = Life::Stopping;
-            }
-        }
-        let wanted = &self.wanted;
-        self.workers.retain(|id, worker| match worker.life {
-            Life::Ended | Life::Failed => wanted.contains_key(id),
-            Life::Working | Life::Stopping => true,
-        });
-        for (id, server) in self.wanted.clone() {
-            let Some(worker) = self.workers.get_mut(&id) else {
-                self.start(server);
-                continue;
-            };
-            let differences = worker.server.differences(&server);
-            for difference in &differences {
-                tracing::info!(srvid = %id, "the server is registered otherwise: {difference}");
-            }
-            worker.server = server;
-            match worker.life {
-                Life::Working if is_asked || !differences.is_empty() => {
-                    let worker = &self.workers[&id];
-                    self.assign(worker);
-                }
-                Life::Failed => self.restart(id),
-                Life::Ended if is_asked || !differences.is_empty() => self.restart(id),
-                // One that is stopping is started again once it has stopped.
-                Life::Working | Life::Ended | Life::Stopping => {}
-            }
-        }
-    }
-
-    fn restart(&mut self, id: ServerId) {
-        if let Some(worker) = self.workers.remove(&id) {
-            self.start(worker.server);
-        }
-    }
-
-    fn start(&mut self, server: Server) {
-        let id = server.id;
-        let assignment = self.assignment(&server);
-        tracing::info!(srvid = %id, "worker for {} starts, every {} s", one_line(&assignment.name), server.frequency.as_secs());
-        let (commands, receiver) = mpsc::channel(COMMANDS);
-        let (sender, state) = watch::channel(State::Unknown);
-        let stop = CancellationToken::new();
-        let task = self.tasks.spawn(worker::run(assignment, receiver, sender, stop.clone()));
-        self.task_ids.insert(task.id(), id);
-        let worker = Worker { server, commands, state, stop, life: Life::Working };
-        self.workers.insert(id, worker);
-    }
-
-    /// Notes the end of a worker.
-    fn reap(&mut self, ended: Result<(Id, Exit), JoinError>) {
-        let (task, exit) = match ended {
-            Ok((task, exit)) => (task, Ok(exit)),
-            Err(error) => (error.id(), Err(error)),
-        };
-        let Some(id) = self.task_ids.remove(&task) else { return };
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        match exit {
-            _ if worker.life == Life::Stopping => {
-                self.workers.remove(&id);
-                tracing::info!(srvid = %id, "the worker has stopped");
-                if !self.is_stopping() && self.wanted.contains_key(&id) {
-                    self.reconcile(false);
-                }
-            }
-            Ok(_) => worker.life = Life::Ended,
-            Err(error) => {
-                tracing::error!(
-                    srvid = %id,
-                    "the worker ended by a fault of the collector: {error}; it starts again with the next \
-                     refresh of the servers"
-                );
-                worker.life = Life::Failed;
-            }
         }
     }
 
@@ -482,26 +298,21 @@ impl Collector {
         tracing::info!("stopping: stores in progress have {} s", timeout.as_secs());
         self.deadline = Some(Instant::now() + timeout);
         self.next_refresh = far_future();
-        for worker in self.workers.values_mut().filter(|worker| worker.life == Life::Working) {
-            worker.stop.cancel();
-            worker.life = Life::Stopping;
-        }
-        self.workers.retain(|_, worker| worker.life == Life::Stopping);
+        self.fleet.stop();
     }
 
     /// When to end: never while nobody said so, at once when nobody is left at work.
     fn end(&self) -> Instant {
         match self.deadline {
             None => far_future(),
-            Some(_) if self.workers.is_empty() => Instant::now(),
+            Some(_) if self.fleet.is_empty() => Instant::now(),
             Some(deadline) => deadline,
         }
     }
 
     fn farewell(&self) {
-        for worker in self.workers.values() {
-            let name = one_line(&worker.server.name(self.configuration.use_server_alias));
-            tracing::warn!(srvid = %worker.server.id, "{name}: the store in progress was broken off");
+        for name in self.fleet.names() {
+            tracing::warn!("{name}: the store in progress was broken off");
         }
         self.listener.cancel();
         tracing::info!("stopped");
@@ -522,10 +333,26 @@ fn repository(configuration: &Configuration) -> Repository {
     )
 }
 
+fn means(configuration: &Configuration, repository: Repository) -> Means {
+    Means {
+        settings: Arc::new(configuration.settings.clone()),
+        connects: Arc::new(Semaphore::new(configuration.settings.connects_at_once)),
+        use_server_alias: configuration.use_server_alias,
+        repository,
+    }
+}
+
 fn not_found(server: ServerId) -> Answer {
     Answer::Error(format!("Server id {server} not found"))
 }
 
-fn busy(server: ServerId) -> Answer {
-    Answer::Error(format!("the worker of server id {server} has too many commands before it"))
+impl From<Untold> for Answer {
+    fn from(untold: Untold) -> Self {
+        match untold {
+            Untold::NotFound(server) => not_found(server),
+            Untold::Busy(server) => {
+                Self::Error(format!("the worker of server id {server} has too many commands before it"))
+            }
+        }
+    }
 }

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! - [`collector`] is the dispatcher. It owns all state; signals, control messages, what was read anew and the
-//!   ends of workers reach it as events. It compares the servers that should be collected with the workers
-//!   there are, and changes only what differs.
+//!   ends of workers reach it as events.
+//! - [`fleet`] is its workers. It compares the servers that should be collected with the workers there are, and
+//!   changes only what differs.
 //! - [`worker`]: one task per server. Waits until a snapshot is due or asked for, takes it, says how it is.
 //! - [`snapshot::plan`]: what a snapshot of this server is made of. A short question to the repository.
 //! - [`snapshot::fetch`]: reads it. One transaction on the monitored server, all statements sent before the
@@ -36,10 +37,11 @@
 //!
 //! # Which line belongs where
 //!
-//! Dependencies point one way: `main` → [`collector`] → [`control`], [`worker`] → [`snapshot`] → [`postgres`];
+//! Dependencies point one way: `main` → [`collector`] → [`fleet`] → [`control`], [`worker`] → [`snapshot`] →
+//! [`postgres`];
 //! [`check`] and [`once`] stand beside [`collector`]. SQL lives in `sql/`, a file a statement, unless it is a
 //! line, and is sent from [`control`], [`snapshot`], [`server`], [`check`] and [`postgres`] only. Connections
-//! are opened in [`postgres::session`] only, tasks are spawned in [`collector`], [`control::listener`] and
+//! are opened in [`postgres::session`] only, tasks are spawned in [`collector`], [`fleet`], [`control::listener`] and
 //! [`postgres::session`] only, and the process ends in `main` only. [`control::protocol`], [`schedule`] and
 //! every parser are pure: time and dice are handed to them.
 
@@ -48,6 +50,7 @@ pub mod cli;
 pub mod collector;
 pub mod config;
 pub mod control;
+pub mod fleet;
 pub mod once;
 pub mod postgres;
 pub mod schedule;

@@ -1,6 +1,8 @@
 //! One monitored server's worker: waits until a snapshot is due or asked for, takes it, and says how it is.
 //! It never touches another worker, and whatever fails, it stays and tries again.
 
+mod wishes;
+
 use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use self::wishes::{Job, Wishes};
 use crate::config::Settings;
 use crate::postgres::conninfo::one_line;
 use crate::postgres::repository::Repository;
@@ -25,9 +28,6 @@ use crate::snapshot::{SnapshotError, Subject, Taken};
 
 /// How sessions with monitored servers are named, before the server's name.
 pub const SESSION_PREFIX: &str = "PoWA collector - worker ";
-
-/// A forced snapshot is refused when the last one is younger.
-const FORCE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a worker works on, and with what.
 #[derive(Clone)]
@@ -195,80 +195,6 @@ async fn closed(remote: Option<&Remote>) {
     match remote {
         Some(remote) => remote.session.closed().await,
         None => std::future::pending().await,
-    }
-}
-
-/// What a worker was asked for and has not done yet.
-#[derive(Default)]
-struct Wishes {
-    is_forced: bool,
-    refresh: Option<Refresh>,
-    versions: bool,
-    assignment: Option<Box<Assignment>>,
-}
-
-/// What one turn of a worker is to do. Each wish is taken out when it is done.
-#[derive(Default)]
-struct Job {
-    is_forced: bool,
-    refresh: Option<Refresh>,
-    versions: bool,
-}
-
-impl Wishes {
-    /// Notes a command. True when it wants the worker to stop waiting.
-    fn note(&mut self, command: Command, is_taking: bool, is_ready: bool, began: Option<Instant>) -> bool {
-        match command {
-            Command::Force(answer) => {
-                let forced = self.force(is_taking, is_ready, began);
-                // The client may have gone; the snapshot is taken all the same.
-                let _ = answer.send(forced);
-                return matches!(forced, Forced::Started | Forced::Scheduled);
-            }
-            Command::Refresh(refresh) => {
-                self.refresh = Some(match self.refresh.take() {
-                    Some(earlier) => earlier.and(refresh),
-                    None => refresh,
-                });
-            }
-            Command::Assign(assignment) => {
-                self.assignment = Some(assignment);
-                self.versions = true;
-            }
-        }
-        false
-    }
-
-    fn force(&mut self, is_taking: bool, is_ready: bool, began: Option<Instant>) -> Forced {
-        if is_taking {
-            return Forced::InProgress;
-        }
-        if self.is_forced {
-            return Forced::AlreadyScheduled;
-        }
-        if began.is_some_and(|began| began.elapsed() < FORCE_INTERVAL) {
-            return Forced::TooSoon;
-        }
-        self.is_forced = true;
-        if is_ready { Forced::Started } else { Forced::Scheduled }
-    }
-
-    fn take_job(&mut self) -> Job {
-        Job {
-            // It stays noted until it is done: a second one is refused meanwhile.
-            is_forced: self.is_forced,
-            refresh: self.refresh.take(),
-            versions: std::mem::take(&mut self.versions),
-        }
-    }
-
-    /// Keeps what a turn could not do.
-    fn put_back(&mut self, job: Job) {
-        self.is_forced = job.is_forced;
-        self.versions |= job.versions;
-        if let Some(refresh) = job.refresh {
-            self.note(Command::Refresh(refresh), false, false, None);
-        }
     }
 }
 
@@ -525,39 +451,5 @@ fn tell_change(change: &Change) {
         }
         Change::AddHypopg(version) => tracing::info!("hypopg {version} is available"),
         Change::RemoveHypopg => tracing::info!("hypopg is not available any more"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_forced_snapshot_is_refused_for_the_reasons_that_clients_know() {
-        let now = Instant::now();
-        let mut wishes = Wishes::default();
-        assert_eq!(wishes.force(true, true, None), Forced::InProgress);
-        assert_eq!(wishes.force(false, true, Some(now)), Forced::TooSoon);
-        assert_eq!(wishes.force(false, false, None), Forced::Scheduled);
-        assert_eq!(wishes.force(false, true, None), Forced::AlreadyScheduled);
-        let mut job = wishes.take_job();
-        assert!(job.is_forced);
-        assert_eq!(wishes.force(false, true, None), Forced::AlreadyScheduled);
-        job.is_forced = false;
-        wishes.put_back(job);
-        assert_eq!(wishes.force(false, true, None), Forced::Started);
-    }
-
-    #[test]
-    fn wishes_that_could_not_be_done_are_kept_with_later_ones() {
-        let named = |name: &str| Refresh::Named(vec![name.to_owned()]);
-        let mut wishes = Wishes::default();
-        wishes.note(Command::Refresh(named("a")), false, false, None);
-        let job = wishes.take_job();
-        wishes.note(Command::Refresh(named("b")), false, false, None);
-        wishes.put_back(job);
-        assert_eq!(wishes.refresh, Some(Refresh::Named(vec!["a".to_owned(), "b".to_owned()])));
-        wishes.note(Command::Refresh(Refresh::All), false, false, None);
-        assert_eq!(wishes.take_job().refresh, Some(Refresh::All));
     }
 }

@@ -46,6 +46,11 @@ impl Repository {
         &self.conninfo
     }
 
+    /// Whether both are the same connections.
+    pub fn is_same(&self, other: &Self) -> bool {
+        std::ptr::eq(self.stores.manager(), other.stores.manager())
+    }
+
     /// One of the connections for stores. Waits for as long as all are busy, in the order of asking: what
     /// limits the wait is the work before it, and that has deadlines.
     ///

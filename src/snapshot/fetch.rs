@@ -16,11 +16,12 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 use tokio_util::sync::CancellationToken;
 
-use super::plan::{Datasource, Plan, Refresh};
+use super::plan::{Plan, Refresh};
+use super::reading::{self, Database, Reading};
 use super::spool::{Spool, SpoolError};
 use crate::config::Settings;
 use crate::postgres::conninfo::{ConnInfo, causes, one_line};
-use crate::postgres::extension::{self, Extension, PowaVersion, Table, quote_identifier, quote_literal};
+use crate::postgres::extension::{self, PowaVersion};
 use crate::postgres::session::{Session, SessionError, ends_connection, start};
 
 /// How much of a datasource is gathered before it goes to the spool, in bytes.
@@ -87,12 +88,12 @@ impl Remote {
         self.conninfo.database().unwrap_or_default().to_owned()
     }
 
-    /// Prepares what is not prepared yet, in one round trip. What cannot be prepared is left out, with its
-    /// reason in the second map.
+    /// Prepares statements that are not prepared yet, in one round trip. Gives those that the server refuses,
+    /// with its reason.
     async fn prepare<'a>(
         &mut self,
         statements: impl Iterator<Item = &'a str>,
-    ) -> Result<HashMap<String, String>, FetchError> {
+    ) -> Result<HashMap<&'a str, String>, FetchError> {
         let client = &self.session.client;
         let new: Vec<&str> = statements.filter(|sql| !self.prepared.contains_key(*sql)).collect();
         let pending: Vec<_> = new.iter().map(|sql| start(client.prepare(sql))).collect();
@@ -103,11 +104,24 @@ impl Remote {
                     self.prepared.insert(sql.to_owned(), statement);
                 }
                 Err(error) => {
-                    refused.insert(sql.to_owned(), refusal(error)?);
+                    refused.insert(sql, refusal(error)?);
                 }
             }
         }
         Ok(refused)
+    }
+
+    /// Prepares and reads. Gives the time of the transaction.
+    async fn read(&mut self, readings: Vec<Reading>, spool: &Mutex<Spool>) -> Result<String, FetchError> {
+        let mut refused = self.prepare(readings.iter().map(|reading| reading.copy.as_str())).await?;
+        let mut prepared = Vec::with_capacity(readings.len());
+        for reading in &readings {
+            match refused.remove(reading.copy.as_str()) {
+                Some(reason) => spool.lock().await.errors.push(format!("{}: {reason}", reading.name)),
+                None => prepared.push((reading, &self.prepared[&reading.copy])),
+            }
+        }
+        read(&self.session.client, prepared, self.session.facts.is_sql_ascii, spool).await
     }
 }
 
@@ -139,12 +153,6 @@ pub async fn fetch(
     Ok(spool)
 }
 
-/// A database of a monitored server.
-struct Database {
-    oid: u32,
-    name: String,
-}
-
 /// Reads what describes the whole server. Gives the snapshot's time, as the server says it, and its databases.
 async fn read_server(
     remote: &mut Remote,
@@ -167,140 +175,33 @@ async fn read_server(
 
     let mut wanted = Vec::new();
     for datasource in &plan.datasources {
-        match wish(plan, datasource, &powa.schema, &extensions) {
-            Ok(wish) => wanted.push(wish),
+        match reading::of_server(plan, datasource, &powa.schema, &extensions) {
+            Ok(reading) => wanted.push(reading),
             Err(reason) => spool.lock().await.errors.push(format!("{}: {reason}", datasource.name)),
         }
     }
-    let refused = remote.prepare(wanted.iter().map(|wish| wish.copy.as_str())).await?;
-    let mut readings = Vec::new();
-    for wish in wanted {
-        if let Some(reason) = refused.get(&wish.copy) {
-            spool.lock().await.errors.push(format!("{}: {reason}", wish.name));
-            continue;
-        }
-        readings.push(Reading { statement: remote.prepared[&wish.copy].clone(), wish });
-    }
-    let is_sql_ascii = remote.session.facts.is_sql_ascii;
-    let time = read(&remote.session.client, readings, is_sql_ascii, spool).await?;
+    let time = remote.read(wanted, spool).await?;
     let databases =
         databases.iter().map(|row| Database { oid: row.get("oid"), name: row.get("datname") }).collect();
     Ok((time, databases))
 }
 
-/// What is to be read, in terms of one server.
-struct Wish {
-    name: String,
-    copy: String,
-    target: Table,
-    cleanup: Option<Result<String, String>>,
-}
-
-/// A [`Wish`] that is prepared.
-struct Reading {
-    wish: Wish,
-    statement: Statement,
-}
-
-/// Puts a datasource into the server's own terms, or says what the server lacks for it.
-fn wish(
-    plan: &Plan,
-    datasource: &Datasource,
-    powa_schema: &str,
-    extensions: &HashMap<String, Extension>,
-) -> Result<Wish, String> {
-    let function = function(datasource, powa_schema, extensions)?;
-    let copy = format!("COPY (SELECT {}, * FROM {function}(0)) TO STDOUT", plan.server);
-    let cleanup = datasource.cleanup.as_deref().map(|text| {
-        if plan.powa.version.is_5() { with_extension_schemas(text, extensions) } else { Ok(text.to_owned()) }
-    });
-    Ok(Wish { name: datasource.name.clone(), copy, target: datasource.target.clone(), cleanup })
-}
-
-/// The function that gives a datasource's rows, as it is called on the server.
-fn function(
-    datasource: &Datasource,
-    powa_schema: &str,
-    extensions: &HashMap<String, Extension>,
-) -> Result<String, String> {
-    let home = match &datasource.extension {
-        Some(name) => Some(
-            extensions
-                .get(name)
-                .ok_or_else(|| format!("the extension {name} is not installed on the monitored server"))?,
-        ),
-        None => None,
-    };
-    let schema = match home {
-        Some(home) if datasource.is_external => &home.schema,
-        _ => powa_schema,
-    };
-    Ok(format!("{}.{}", quote_identifier(schema), quote_identifier(&datasource.function)))
-}
-
-/// Statements that show whether a datasource can be read and cleaned up after, without keeping or changing
-/// anything. A cleanup is only explained, which is enough for the server to look at the rights to it.
-///
-/// # Errors
-/// What the server lacks.
-pub fn probes(
-    plan: &Plan,
-    datasource: &Datasource,
-    powa_schema: &str,
-    extensions: &HashMap<String, Extension>,
-) -> Result<Vec<String>, String> {
-    let function = function(datasource, powa_schema, extensions)?;
-    let wish = wish(plan, datasource, powa_schema, extensions)?;
-    let mut probes = vec![format!("SELECT FROM {function}(0) LIMIT 1")];
-    if let Some(cleanup) = wish.cleanup {
-        probes.push(format!("EXPLAIN {}", cleanup?));
-    }
-    Ok(probes)
-}
-
-/// Replaces `{extension}` by that extension's schema on the server. Braces around anything else than a name
-/// stay as they are.
-fn with_extension_schemas(text: &str, extensions: &HashMap<String, Extension>) -> Result<String, String> {
-    let mut result = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(begin) = rest.find('{') {
-        let (before, after) = rest.split_at(begin);
-        result.push_str(before);
-        let name = after[1..].split('}').next().unwrap_or_default();
-        let is_name = after[1..].len() > name.len()
-            && !name.is_empty()
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
-        if is_name {
-            let extension = extensions
-                .get(name)
-                .ok_or_else(|| format!("the extension {name} is not installed on the monitored server"))?;
-            result.push_str(&quote_identifier(&extension.schema));
-            rest = &after[name.len() + 2..];
-        } else {
-            result.push('{');
-            rest = &after[1..];
-        }
-    }
-    result.push_str(rest);
-    Ok(result)
-}
-
 /// Reads in one transaction and one round trip. Gives the transaction's time.
 async fn read(
     client: &Client,
-    readings: Vec<Reading>,
+    readings: Vec<(&Reading, &Statement)>,
     is_sql_ascii: bool,
     spool: &Mutex<Spool>,
 ) -> Result<String, FetchError> {
     let begin = start(client.simple_query(include_str!("../../sql/remote/begin.sql")));
     let mut pending = Vec::with_capacity(readings.len());
-    for Reading { wish, statement } in &readings {
+    for (reading, statement) in readings {
         let copy = start(client.copy_out(statement));
         let back = start(client.batch_execute(BACK));
         // A cleanup may change something: what it did must stay, and if it fails the transaction must go on.
         // A second savepoint of the same name does that: it is made only when the cleanup succeeded, and the
         // way back leads to it, or else to the first.
-        let cleanup = match &wish.cleanup {
+        let cleanup = match &reading.cleanup {
             Some(Ok(cleanup)) => Some((
                 start(client.batch_execute(cleanup)),
                 start(client.batch_execute("SAVEPOINT datasource")),
@@ -308,7 +209,7 @@ async fn read(
             )),
             _ => None,
         };
-        pending.push((wish, copy, back, cleanup));
+        pending.push((reading, copy, back, cleanup));
     }
     let commit = start(client.batch_execute("COMMIT"));
 
@@ -320,8 +221,8 @@ async fn read(
             _ => None,
         })
         .unwrap_or_default();
-    for (wish, copy, back, cleanup) in pending {
-        let section = spool.lock().await.begin(wish.target.clone());
+    for (reading, copy, back, cleanup) in pending {
+        let section = spool.lock().await.begin(reading.target.clone());
         let outcome = match copy.await {
             Ok(rows) => drain(rows, is_sql_ascii, spool, section).await,
             Err(error) => Err(error.into()),
@@ -333,20 +234,20 @@ async fn read(
             let reason = refusal(error)?;
             let mut spool = spool.lock().await;
             spool.discard(section);
-            spool.errors.push(format!("{}: {reason}", wish.name));
+            spool.errors.push(format!("{}: {reason}", reading.name));
         }
         back.await?;
         if let Some((cleanup, savepoint, back)) = cleanup {
             if let Err(error) = cleanup.await {
                 let reason = refusal(error)?;
-                spool.lock().await.errors.push(format!("{}: cleanup: {reason}", wish.name));
+                spool.lock().await.errors.push(format!("{}: cleanup: {reason}", reading.name));
             }
             // Refused after a cleanup that failed, as it should be.
             let _ = savepoint.await;
             back.await?;
         }
-        if let Some(Err(reason)) = &wish.cleanup {
-            spool.lock().await.errors.push(format!("{}: cleanup: {reason}", wish.name));
+        if let Some(Err(reason)) = &reading.cleanup {
+            spool.lock().await.errors.push(format!("{}: cleanup: {reason}", reading.name));
         }
     }
     commit.await?;
@@ -403,12 +304,12 @@ async fn read_databases(
 ) -> Result<(), FetchError> {
     let mut reading = stream::iter(databases)
         .map(|database| {
-            let wishes = database_wishes(plan, refresh, time, &database);
+            let readings = reading::of_database(plan, refresh, time, &database);
             async move {
-                if wishes.is_empty() {
+                if readings.is_empty() {
                     return Ok(());
                 }
-                match read_database(remote, &database, wishes, settings, stop, spool).await {
+                match read_database(remote, &database, readings, settings, stop, spool).await {
                     Err(error @ (FetchError::Stopped | FetchError::Spool(_))) => Err(error),
                     Err(error) => {
                         spool.lock().await.errors.push(format!("database {}: {error}", database.name));
@@ -425,38 +326,10 @@ async fn read_databases(
     Ok(())
 }
 
-/// What is to be read in one database.
-fn database_wishes(plan: &Plan, refresh: Option<&Refresh>, time: &str, database: &Database) -> Vec<Wish> {
-    let Database { oid, name } = database;
-    let (server, time) = (plan.server, quote_literal(time));
-    let modules = plan
-        .db_modules
-        .iter()
-        .filter(|module| module.databases.as_ref().is_none_or(|names| names.contains(name)))
-        .map(|module| (&module.name, &module.target, &module.query, format!("{server}, {time}, {oid}")));
-    let catalogs = plan
-        .catalogs
-        .iter()
-        .filter(|catalog| {
-            !catalog.excluded.contains(name) || refresh.is_some_and(|refresh| refresh.includes(name))
-        })
-        .map(|catalog| (&catalog.name, &catalog.target, &catalog.query, format!("{server}, {oid}")));
-    modules
-        .chain(catalogs)
-        .map(|(module, target, query, prefix)| Wish {
-            name: format!("database {name}: {module}"),
-            // The query may end in a comment.
-            copy: format!("COPY (SELECT {prefix}, source.* FROM ({query}\n) AS source) TO STDOUT"),
-            target: target.clone(),
-            cleanup: None,
-        })
-        .collect()
-}
-
 async fn read_database(
     remote: &Remote,
     database: &Database,
-    wishes: Vec<Wish>,
+    readings: Vec<Reading>,
     settings: &Settings,
     stop: &CancellationToken,
     spool: &Mutex<Spool>,
@@ -471,21 +344,7 @@ async fn read_database(
             return Ok(());
         }
     };
-    let reading = async {
-        let refused = here.prepare(wishes.iter().map(|wish| wish.copy.as_str())).await?;
-        let mut readings = Vec::new();
-        for wish in wishes {
-            match here.prepared.get(&wish.copy) {
-                Some(statement) => readings.push(Reading { statement: statement.clone(), wish }),
-                None => {
-                    let reason = &refused[&wish.copy];
-                    spool.lock().await.errors.push(format!("{}: {reason}", wish.name));
-                }
-            }
-        }
-        read(&here.session.client, readings, here.session.facts.is_sql_ascii, spool).await
-    };
-    match until(settings.timeouts.fetch, stop, reading).await {
+    match until(settings.timeouts.fetch, stop, here.read(readings, spool)).await {
         Err(error @ (FetchError::Deadline(_) | FetchError::Stopped)) => {
             here.session.cancel().await;
             Err(error)
@@ -504,25 +363,5 @@ async fn until<T>(
         None => Err(FetchError::Stopped),
         Some(Err(_)) => Err(FetchError::Deadline(deadline)),
         Some(Ok(read)) => read,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cleanups_name_the_servers_own_schemas() {
-        let extensions = HashMap::from([(
-            "pg_qualstats".to_owned(),
-            Extension { schema: "Odd \"one\"".to_owned(), version: "2".to_owned() },
-        )]);
-        let put = |text| with_extension_schemas(text, &extensions);
-        assert_eq!(
-            put("SELECT {pg_qualstats}.pg_qualstats_reset()").unwrap(),
-            r#"SELECT "Odd ""one""".pg_qualstats_reset()"#
-        );
-        assert_eq!(put("SELECT '{}', '{1,2}', '{").unwrap(), "SELECT '{}', '{1,2}', '{");
-        assert!(put("SELECT {pg_other}.f()").unwrap_err().contains("pg_other"));
     }
 }

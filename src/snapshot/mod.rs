@@ -2,6 +2,7 @@
 
 pub mod fetch;
 pub mod plan;
+pub mod reading;
 pub mod spool;
 pub mod store;
 pub mod versions;

@@ -1,0 +1,261 @@
+//! The workers, and the servers that there should be workers for. Whatever changes, only what differs is
+//! started, stopped or told.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Settings;
+use crate::control::protocol::Of;
+use crate::postgres::conninfo::one_line;
+use crate::postgres::repository::Repository;
+use crate::server::{Server, ServerId};
+use crate::worker::{self, Assignment, Command, Exit, State};
+
+/// How many commands a worker may have before it.
+const COMMANDS: usize = 16;
+
+/// What every worker works with.
+pub struct Means {
+    pub settings: Arc<Settings>,
+    pub repository: Repository,
+    /// Bounds how many servers are connected to at once.
+    pub connects: Arc<Semaphore>,
+    pub use_server_alias: bool,
+}
+
+/// Why a worker was not told something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Untold {
+    /// There is none for that server.
+    NotFound(ServerId),
+    /// It has too many commands before it.
+    Busy(ServerId),
+}
+
+/// All workers.
+pub struct Fleet {
+    means: Means,
+    /// The servers that should be collected.
+    wanted: BTreeMap<ServerId, Server>,
+    workers: BTreeMap<ServerId, Worker>,
+    /// Every one of its ends is to be handed to [`Fleet::reap`].
+    pub tasks: JoinSet<Exit>,
+    task_ids: HashMap<Id, ServerId>,
+    is_stopping: bool,
+}
+
+/// A worker, seen from here.
+struct Worker {
+    server: Server,
+    commands: mpsc::Sender<Command>,
+    state: watch::Receiver<State>,
+    stop: CancellationToken,
+    life: Life,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Working,
+    /// Told to stop, and finishing.
+    Stopping,
+    /// Ended by itself. It stays in the list, and is started again when that may help.
+    Ended,
+    /// Ended by a fault of ours.
+    Failed,
+}
+
+impl Worker {
+    fn state(&self) -> State {
+        match self.life {
+            Life::Working => *self.state.borrow(),
+            Life::Stopping => State::Stopping,
+            Life::Ended | Life::Failed => State::Stopped,
+        }
+    }
+}
+
+impl Fleet {
+    pub fn new(means: Means) -> Self {
+        Self {
+            means,
+            wanted: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            task_ids: HashMap::new(),
+            is_stopping: false,
+        }
+    }
+
+    /// The repository that the workers store in.
+    pub fn repository(&self) -> &Repository {
+        &self.means.repository
+    }
+
+    /// Whether nobody is at work any more.
+    pub fn is_empty(&self) -> bool {
+        self.workers.is_empty()
+    }
+
+    /// Who is at work, for the log.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        self.workers.values().map(|worker| one_line(&worker.server.name(self.means.use_server_alias)))
+    }
+
+    /// The states of workers, in the order of their servers' ids.
+    pub fn status(&self, of: Of) -> Vec<(ServerId, String)> {
+        let state = |(id, worker): (&ServerId, &Worker)| (*id, worker.state().to_string());
+        match of {
+            Of::All => self.workers.iter().map(state).collect(),
+            Of::One(id) => self.workers.get_key_value(&id).map(state).into_iter().collect(),
+            Of::Nobody => Vec::new(),
+        }
+    }
+
+    /// Tells a worker to do something.
+    ///
+    /// # Errors
+    /// When there is no such worker, or it does not come to its commands.
+    pub fn tell(&self, server: ServerId, command: Command) -> Result<(), Untold> {
+        let worker = self.workers.get(&server).filter(|worker| worker.life == Life::Working);
+        let worker = worker.ok_or(Untold::NotFound(server))?;
+        worker.commands.try_send(command).map_err(|_| Untold::Busy(server))?;
+        tracing::info!(srvid = %server, "a command came over the control channel");
+        Ok(())
+    }
+
+    /// Makes everybody work with this from now on.
+    pub fn equip(&mut self, means: Means) {
+        let old = std::mem::replace(&mut self.means, means);
+        if !old.repository.is_same(&self.means.repository) {
+            old.repository.close();
+        }
+        for worker in self.workers.values().filter(|worker| worker.life == Life::Working) {
+            self.assign(worker);
+        }
+    }
+
+    /// Starts, stops and changes workers until they are those that are wanted. `is_asked`: somebody wants
+    /// everything looked at again, also what has not changed.
+    pub fn reconcile(&mut self, servers: Vec<Server>, is_asked: bool) {
+        let count = servers.len();
+        if is_asked || count != self.wanted.len() {
+            tracing::info!("{count} {} to collect", if count == 1 { "server" } else { "servers" });
+        }
+        self.wanted = servers.into_iter().map(|server| (server.id, server)).collect();
+        for (id, worker) in &mut self.workers {
+            if !self.wanted.contains_key(id) && worker.life == Life::Working {
+                tracing::info!(srvid = %id, "the server is not to be collected any more: its worker stops");
+                worker.stop();
+            }
+        }
+        let wanted = &self.wanted;
+        self.workers.retain(|id, worker| match worker.life {
+            Life::Ended | Life::Failed => wanted.contains_key(id),
+            Life::Working | Life::Stopping => true,
+        });
+        for (id, server) in self.wanted.clone() {
+            self.want(id, server, is_asked);
+        }
+    }
+
+    /// Sees to it that one server that is wanted is collected as it is registered.
+    fn want(&mut self, id: ServerId, server: Server, is_asked: bool) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            self.start(server);
+            return;
+        };
+        let differences = worker.server.differences(&server);
+        for difference in &differences {
+            tracing::info!(srvid = %id, "the server is registered otherwise: {difference}");
+        }
+        let is_different = is_asked || !differences.is_empty();
+        match worker.life {
+            Life::Working => {
+                worker.server = server;
+                if is_different {
+                    self.assign(&self.workers[&id]);
+                }
+            }
+            Life::Failed => self.start(server),
+            Life::Ended if is_different => self.start(server),
+            // One that is stopping is started again once it has stopped.
+            Life::Ended | Life::Stopping => {}
+        }
+    }
+
+    fn assignment(&self, server: &Server) -> Assignment {
+        Assignment {
+            server: server.clone(),
+            name: server.name(self.means.use_server_alias),
+            settings: Arc::clone(&self.means.settings),
+            repository: self.means.repository.clone(),
+            connects: Arc::clone(&self.means.connects),
+        }
+    }
+
+    fn assign(&self, worker: &Worker) {
+        let assignment = Box::new(self.assignment(&worker.server));
+        if worker.commands.try_send(Command::Assign(assignment)).is_err() {
+            tracing::warn!(srvid = %worker.server.id, "the worker is too busy to be told of the change");
+        }
+    }
+
+    fn start(&mut self, server: Server) {
+        let id = server.id;
+        let assignment = self.assignment(&server);
+        let (name, seconds) = (one_line(&assignment.name), server.frequency.as_secs());
+        tracing::info!(srvid = %id, "worker for {name} starts, every {seconds} s");
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        let (sender, state) = watch::channel(State::Unknown);
+        let stop = CancellationToken::new();
+        let task = self.tasks.spawn(worker::run(assignment, receiver, sender, stop.clone()));
+        self.task_ids.insert(task.id(), id);
+        self.workers.insert(id, Worker { server, commands, state, stop, life: Life::Working });
+    }
+
+    /// Notes the end of a worker.
+    pub fn reap(&mut self, ended: Result<(Id, Exit), JoinError>) {
+        let (task, fault) = match ended {
+            Ok((task, _)) => (task, None),
+            Err(error) => (error.id(), Some(error)),
+        };
+        let Some(id) = self.task_ids.remove(&task) else { return };
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if let Some(error) = &fault {
+            tracing::error!(
+                srvid = %id,
+                "the worker ended by a fault of the collector: {error}; it starts again with the next refresh \
+                 of the servers"
+            );
+        }
+        if worker.life != Life::Stopping {
+            worker.life = if fault.is_some() { Life::Failed } else { Life::Ended };
+            return;
+        }
+        self.workers.remove(&id);
+        tracing::info!(srvid = %id, "the worker has stopped");
+        if !self.is_stopping {
+            if let Some(server) = self.wanted.get(&id).cloned() {
+                self.start(server);
+            }
+        }
+    }
+
+    /// Tells everybody to stop, for good.
+    pub fn stop(&mut self) {
+        self.is_stopping = true;
+        self.workers.values_mut().filter(|worker| worker.life == Life::Working).for_each(Worker::stop);
+        self.workers.retain(|_, worker| worker.life == Life::Stopping);
+    }
+}
+
+impl Worker {
+    fn stop(&mut self) {
+        self.stop.cancel();
+        self.life = Life::Stopping;
+    }
+}
