@@ -1,0 +1,331 @@
+//! A repository and a monitored database in one cluster, whose snapshots are taken one at a time, when a test
+//! says so.
+#![allow(dead_code, reason = "each test file uses a part of this module")]
+
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+
+use crate::support::{
+    Cluster, Collector, Control, DEADLINE, EXTENSIONS, Powa, Registration, powa_schema, register_server,
+    wait_until,
+};
+
+/// Long enough that no snapshot is taken but those that a test asks for.
+const NEVER: i32 = 3600;
+
+pub struct Scene {
+    pub cluster: Cluster,
+    /// Connected to the repository.
+    pub repository: Client,
+    /// The repository's database.
+    pub repository_name: String,
+    /// Connected to the monitored database.
+    pub monitored: Client,
+    /// The schema of the repository's PoWA, quoted.
+    pub powa: String,
+    /// The monitored server in `powa_servers`.
+    pub id: i32,
+}
+
+impl Scene {
+    /// All extensions on both sides, and no system catalogs: they are ten times as many rows as the rest.
+    pub async fn new(powa: Powa) -> Scene {
+        let scene = Scene::with_catalogs(powa).await;
+        scene.leave_out_catalogs("").await;
+        scene
+    }
+
+    pub async fn with_catalogs(powa: Powa) -> Scene {
+        let cluster = Cluster::builder(powa).setting("autovacuum", "off").start();
+        cluster.create_repository("powa").await;
+        // The same content, and a copy is made faster.
+        run(&cluster.client("postgres").await, "CREATE DATABASE monitored TEMPLATE powa").await;
+        let server = Registration::of(&cluster, "monitored").extensions(EXTENSIONS);
+        Scene::of(cluster, "powa", server).await
+    }
+
+    /// With one system catalog, the one that is copied last.
+    pub async fn with_one_catalog(powa: Powa) -> Scene {
+        let scene = Scene::with_catalogs(powa).await;
+        scene.leave_out_catalogs("WHERE catname <> 'pg_class'").await;
+        scene
+    }
+
+    /// For what a test has made by itself. The period is set to one that does not come.
+    pub async fn of(cluster: Cluster, repository_name: &str, server: Registration) -> Scene {
+        let repository = cluster.client(repository_name).await;
+        let id = register_server(&repository, &server.clone().frequency(NEVER)).await;
+        let scene = Scene {
+            powa: powa_schema(&repository).await,
+            monitored: cluster.client(&server.dbname).await,
+            repository_name: repository_name.to_owned(),
+            repository,
+            cluster,
+            id,
+        };
+        scene.rest_until_asked(id).await;
+        scene
+    }
+
+    /// Registers another server, whose snapshots also come only when asked for.
+    pub async fn register(&self, server: &Registration) -> i32 {
+        let id = register_server(&self.repository, &server.clone().frequency(NEVER)).await;
+        self.rest_until_asked(id).await;
+        id
+    }
+
+    pub async fn leave_out_catalogs(&self, condition: &str) {
+        if self.is_powa5() {
+            self.run(&format!("DELETE FROM {{powa}}.powa_catalogs {condition}")).await;
+        }
+    }
+
+    pub fn is_powa5(&self) -> bool {
+        self.cluster.powa().is_v5()
+    }
+
+    /// One of the two, by the version of PoWA.
+    pub fn pick<T>(&self, powa4: T, powa5: T) -> T {
+        if self.is_powa5() { powa5 } else { powa4 }
+    }
+
+    /// The configuration, with `extra` over it.
+    pub fn config(&self, extra: Value) -> Value {
+        let dsn = self.cluster.superuser_dsn(&self.repository_name);
+        let mut config = json!({ "repository": { "dsn": dsn } });
+        merge(&mut config, extra);
+        config
+    }
+
+    /// Takes one snapshot, with a collector of its own, and gives the collector's log.
+    pub async fn snapshot(&self) -> String {
+        self.snapshot_with(json!({})).await
+    }
+
+    /// The same, with a part of the configuration.
+    pub async fn snapshot_with(&self, extra: Value) -> String {
+        let before = self.snapshots().await;
+        let mut collector = self.begin(extra).await;
+        collector.wait_for_log("snapshot: ").await;
+        assert!(collector.stop().await.success());
+        assert_eq!(before + 1, self.snapshots().await, "no snapshot was taken:\n{}", collector.log());
+        collector.log()
+    }
+
+    /// Lets a collector try to take a snapshot, and gives its log when the failure is written down in
+    /// `powa_snapshot_metas.errors`.
+    pub async fn failed_snapshot(&self) -> String {
+        self.failed_snapshot_with(json!({})).await
+    }
+
+    pub async fn failed_snapshot_with(&self, extra: Value) -> String {
+        let (snapshots, errors) = (self.snapshots().await, self.errors().await);
+        let mut collector = self.begin(extra).await;
+        collector.wait_for_log("no snapshot: ").await;
+        wait_until("the failure is written down", DEADLINE, async || self.errors().await != errors).await;
+        assert!(collector.stop().await.success());
+        assert_eq!(snapshots, self.snapshots().await, "a snapshot was taken:\n{}", collector.log());
+        collector.log()
+    }
+
+    /// Starts a collector and asks for a snapshot.
+    pub async fn begin(&self, extra: Value) -> Collector {
+        let collector = self.stand_by(extra).await;
+        self.force(self.id).await;
+        collector
+    }
+
+    /// Starts a collector that waits to be asked.
+    pub async fn stand_by(&self, extra: Value) -> Collector {
+        self.rest_until_asked(self.id).await;
+        let mut collector = Collector::start(self.config(extra));
+        collector.wait_for_log("worker for").await;
+        collector
+    }
+
+    /// Starts a collector that takes a snapshot every five seconds, the first at once.
+    pub async fn begin_period(&self) -> Collector {
+        self.run("UPDATE {powa}.powa_servers SET frequency = 5 WHERE id > 0").await;
+        let mut collector = Collector::start(self.config(json!({})));
+        collector.wait_for_log("worker for").await;
+        // Refused when the first snapshot, which comes at a random time, is there already.
+        Control::connect(&self.cluster, &self.repository_name)
+            .await
+            .ask("FORCE_SNAPSHOT", &self.id.to_string())
+            .await;
+        collector
+    }
+
+    /// Asks the running collector for a snapshot of a server.
+    pub async fn force(&self, id: i32) {
+        let mut control = Control::connect(&self.cluster, &self.repository_name).await;
+        let answer = control.ask("FORCE_SNAPSHOT", &id.to_string()).await;
+        assert!(answer.starts_with("FORCE_SNAPSHOT OK"), "{answer}");
+    }
+
+    /// The last snapshot was a minute ago: too long ago to refuse another, not long enough for one to be due.
+    async fn rest_until_asked(&self, id: i32) {
+        let statement = self.sql(
+            "UPDATE {powa}.powa_snapshot_metas SET snapts = now() - interval '1 minute' WHERE srvid = $1",
+        );
+        self.repository.execute(&statement, &[&id]).await.expect("set the time of the last snapshot");
+    }
+
+    /// How many snapshots of the server are in the repository.
+    pub async fn snapshots(&self) -> i64 {
+        let sql = "SELECT coalesce_seq - 1 FROM {powa}.powa_snapshot_metas WHERE srvid = $1";
+        self.one(sql, &[&self.id]).await
+    }
+
+    pub async fn wait_for_snapshots(&self, least: i64) {
+        wait_until("the snapshots are there", 2 * DEADLINE, async || self.snapshots().await >= least).await;
+    }
+
+    /// What `powa_snapshot_metas` says of the last snapshot.
+    pub async fn errors(&self) -> Vec<String> {
+        let sql = "SELECT coalesce(errors, ARRAY[]::text[]) FROM {powa}.powa_snapshot_metas WHERE srvid = $1";
+        self.one(sql, &[&self.id]).await
+    }
+
+    /// The one error of the last snapshot.
+    pub async fn error(&self) -> String {
+        let errors = self.errors().await;
+        assert_eq!(1, errors.len(), "one error is expected: {errors:#?}");
+        errors.into_iter().next().unwrap()
+    }
+
+    /// The tables with rows on their way into the history.
+    pub async fn leftovers(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for table in self.tables("_src_tmp$").await {
+            if self.has_rows(&table, "true").await {
+                left.push(table);
+            }
+        }
+        left
+    }
+
+    /// The repository's tables whose name matches, qualified. Those of pg_track_settings, which keeps its own
+    /// history, are among them.
+    pub async fn tables(&self, pattern: &str) -> Vec<String> {
+        let statement = "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c
+            JOIN pg_namespace AS n ON n.oid = c.relnamespace
+            WHERE c.relkind = 'r' AND c.relname ~ $1 AND c.relname ~ '^(powa|pg_track|pg_reboot|test)'
+            ORDER BY 1";
+        let rows = self.repository.query(statement, &[&pattern]).await.expect("list tables");
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    pub async fn has_rows(&self, table: &str, condition: &str) -> bool {
+        self.one(&format!("SELECT EXISTS (SELECT FROM {table} WHERE {condition})"), &[]).await
+    }
+
+    /// How many rows of the server a table of PoWA's has.
+    pub async fn count(&self, table: &str) -> i64 {
+        self.one(&format!("SELECT count(*) FROM {{powa}}.{table} WHERE srvid = $1"), &[&self.id]).await
+    }
+
+    /// Puts the schema of the repository's PoWA into a statement that names it `{powa}`.
+    pub fn sql(&self, statement: &str) -> String {
+        statement.replace("{powa}", &self.powa)
+    }
+
+    /// Runs statements on the repository.
+    pub async fn run(&self, statements: &str) {
+        run(&self.repository, &self.sql(statements)).await;
+    }
+
+    /// The one value that a query of the repository gives.
+    pub async fn one<T>(&self, query: &str, parameters: &[&(dyn ToSql + Sync)]) -> T
+    where
+        T: for<'a> tokio_postgres::types::FromSql<'a>,
+    {
+        one(&self.repository, &self.sql(query), parameters).await
+    }
+
+    /// A datasource of the test's own: `query` gives rows of `columns` on the monitored server, and they go
+    /// to `test_NAME_history` on the repository.
+    pub async fn add_datasource(&self, name: &str, columns: &str, query: &str, cleanup: Option<&str>) {
+        let remote_powa = powa_schema(&self.monitored).await;
+        run(
+            &self.monitored,
+            &format!(
+                "CREATE FUNCTION {remote_powa}.test_{name}_src(_srvid integer) RETURNS TABLE ({columns}) \
+                 STABLE LANGUAGE sql AS $function$ {query} $function$"
+            ),
+        )
+        .await;
+        self.run(&format!(
+            "CREATE TABLE {{powa}}.test_{name}_src_tmp (srvid integer NOT NULL, {columns});
+             CREATE TABLE {{powa}}.test_{name}_history (LIKE {{powa}}.test_{name}_src_tmp);
+             CREATE FUNCTION {{powa}}.test_{name}_snapshot(_srvid integer) RETURNS void LANGUAGE sql
+             AS $function$
+                 WITH moved AS (
+                     DELETE FROM {{powa}}.test_{name}_src_tmp WHERE srvid = _srvid RETURNING *
+                 )
+                 INSERT INTO {{powa}}.test_{name}_history SELECT * FROM moved
+             $function$"
+        ))
+        .await;
+        let (function, source) = (format!("test_{name}_snapshot"), format!("test_{name}_src"));
+        if self.is_powa5() {
+            // It must be an extension to have a cleanup; this one every database has.
+            self.run(
+                "INSERT INTO {powa}.powa_extensions (extname, external) VALUES ('plpgsql', false)
+                 ON CONFLICT DO NOTHING",
+            )
+            .await;
+            let statement = "INSERT INTO {powa}.powa_extension_functions
+                (extname, operation, function_name, query_source, query_cleanup)
+                VALUES ('plpgsql', 'snapshot', $1, $2, $3)";
+            self.execute(statement, &[&function, &source, &cleanup]).await;
+            let statement = "INSERT INTO {powa}.powa_extension_config (srvid, extname)
+                VALUES ($1, 'plpgsql') ON CONFLICT DO NOTHING";
+            self.execute(statement, &[&self.id]).await;
+        } else {
+            let statement = "INSERT INTO {powa}.powa_functions
+                (srvid, module, operation, function_name, query_source, query_cleanup)
+                VALUES ($1, 'plpgsql', 'snapshot', $2, $3, $4)";
+            self.execute(statement, &[&self.id, &function, &source, &cleanup]).await;
+        }
+    }
+
+    pub async fn execute(&self, statement: &str, parameters: &[&(dyn ToSql + Sync)]) {
+        let statement = self.sql(statement);
+        self.repository
+            .execute(&statement, parameters)
+            .await
+            .unwrap_or_else(|error| panic!("{error:?}: {statement}"));
+    }
+}
+
+/// Runs statements.
+pub async fn run(client: &Client, statements: &str) {
+    client.batch_execute(statements).await.unwrap_or_else(|error| panic!("{error:?}: {statements}"));
+}
+
+/// The one value that a query gives.
+pub async fn one<T>(client: &Client, query: &str, parameters: &[&(dyn ToSql + Sync)]) -> T
+where
+    T: for<'a> tokio_postgres::types::FromSql<'a>,
+{
+    let row = client.query_one(query, parameters).await;
+    row.unwrap_or_else(|error| panic!("{error:?}: {query}")).get(0)
+}
+
+/// Writes the session's statistics where others see them, before the next statement.
+pub async fn flush_statistics(client: &Client) {
+    run(client, "SELECT pg_stat_force_next_flush()").await;
+}
+
+fn merge(into: &mut Value, extra: Value) {
+    match (into, extra) {
+        (Value::Object(into), Value::Object(extra)) => {
+            for (key, value) in extra {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, extra) => *into = extra,
+    }
+}
