@@ -426,7 +426,7 @@ fn tell_taken(taken: &Taken) {
     }
     if taken.repository_errors > 0 {
         tracing::warn!(
-            "powa_take_snapshot met {} errors: see powa_snapshot_metas.errors",
+            "errors met by powa_take_snapshot: {}; see powa_snapshot_metas.errors",
             taken.repository_errors
         );
     }

@@ -207,7 +207,7 @@ on_both_versions! {
         assert!(errors[0].contains("this function is broken"), "{errors:#?}");
         assert!(errors[1].contains("pg_stat_kcache"), "{errors:#?}");
         assert!(log.lines().any(|line| {
-            line.contains("WARN") && line.contains("powa_take_snapshot met 1 error")
+            line.contains("WARN") && line.contains("errors met by powa_take_snapshot: 1;")
         }), "{log}");
     }
 

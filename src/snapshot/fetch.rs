@@ -59,6 +59,8 @@ pub enum FetchError {
     Version { repository: PowaVersion, remote: PowaVersion },
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
     #[error("broken off by a stop")]
     Stopped,
 }
@@ -82,6 +84,11 @@ impl Remote {
     ) -> Result<Self, SessionError> {
         let session = Session::open(&conninfo, &application_name, deadline).await?;
         Ok(Self { session, conninfo, application_name, prepared: HashMap::new() })
+    }
+
+    async fn reopen(&mut self, deadline: Duration) -> Result<(), SessionError> {
+        *self = Self::open(self.conninfo.clone(), self.application_name.clone(), deadline).await?;
+        Ok(())
     }
 
     fn database(&self) -> String {
@@ -113,10 +120,10 @@ impl Remote {
 
     /// Prepares and reads. Gives the time of the transaction.
     async fn read(&mut self, readings: Vec<Reading>, spool: &Mutex<Spool>) -> Result<String, FetchError> {
-        let mut refused = self.prepare(readings.iter().map(|reading| reading.copy.as_str())).await?;
+        let refused = self.prepare(readings.iter().map(|reading| reading.copy.as_str())).await?;
         let mut prepared = Vec::with_capacity(readings.len());
         for reading in &readings {
-            match refused.remove(reading.copy.as_str()) {
+            match refused.get(reading.copy.as_str()) {
                 Some(reason) => spool.lock().await.errors.push(format!("{}: {reason}", reading.name)),
                 None => prepared.push((reading, &self.prepared[&reading.copy])),
             }
@@ -139,7 +146,7 @@ pub async fn fetch(
     let spool = Mutex::new(Spool::new(settings.spool_memory_limit, settings.spool_directory.clone()));
     spool.lock().await.errors.extend(plan.errors.iter().cloned());
     let deadline = settings.timeouts.fetch;
-    let reading = read_server(remote, plan, &spool);
+    let reading = read_server(remote, plan, settings, &spool);
     let (time, databases) = match until(deadline, stop, reading).await {
         Err(error @ (FetchError::Deadline(_) | FetchError::Stopped)) => {
             remote.session.cancel().await;
@@ -157,6 +164,7 @@ pub async fn fetch(
 async fn read_server(
     remote: &mut Remote,
     plan: &Plan,
+    settings: &Settings,
     spool: &Mutex<Spool>,
 ) -> Result<(String, Vec<Database>), FetchError> {
     let reads_databases = !plan.db_modules.is_empty() || !plan.catalogs.is_empty();
@@ -167,8 +175,12 @@ async fn read_server(
     let (extensions, databases) = futures_util::try_join!(installed, async {
         if reads_databases { client.query(list, &[]).await } else { Ok(Vec::new()) }
     })?;
-    let powa =
-        extension::powa(&extensions).ok_or_else(|| FetchError::NoPowa { database: remote.database() })?;
+    let powa = extension::powa(&extensions);
+    if powa != remote.session.facts.powa {
+        // It was created or upgraded since: the session's settings are those for another version.
+        remote.reopen(settings.timeouts.connect).await?;
+    }
+    let powa = powa.ok_or_else(|| FetchError::NoPowa { database: remote.database() })?;
     if !powa.version.is_compatible(&plan.powa.version) {
         return Err(FetchError::Version { repository: plan.powa.version.clone(), remote: powa.version });
     }

@@ -236,12 +236,14 @@ async fn ask<T>(
         let powa = plan::repository_powa(&extensions)?;
         question(&client, powa, &extensions).await
     };
-    match timeout(deadline, asking).await {
-        Ok(answer) => Ok(answer?),
-        Err(_) => {
-            // What is under way there must not be taken for the next answer.
-            drop(Object::take(client));
-            Err(SnapshotError::NoAnswer(deadline))
-        }
+    let answer = match timeout(deadline, asking).await {
+        Ok(answer) => answer.map_err(SnapshotError::Plan),
+        Err(_) => Err(SnapshotError::NoAnswer(deadline)),
+    };
+    // What is under way there must not be taken for the next answer, and a session that was opened before PoWA
+    // was there has the settings for none.
+    if matches!(answer, Err(SnapshotError::NoAnswer(_) | SnapshotError::Plan(PlanError::NoPowa))) {
+        drop(Object::take(client));
     }
+    answer
 }

@@ -75,11 +75,12 @@ async fn transaction(
     spool: &mut Spool,
 ) -> Result<Stored, StoreError> {
     name_session(client, application_name).await?;
-    client.batch_execute("BEGIN; SAVEPOINT datasource").await?;
+    client.batch_execute("BEGIN").await?;
+    let mut targets = Vec::new();
     for part in spool.parts() {
         let target = part.target.quoted();
         match copy(client, part, spool).await {
-            Ok(()) => client.batch_execute("RELEASE SAVEPOINT datasource; SAVEPOINT datasource").await?,
+            Ok(()) => targets.push(target),
             Err(StoreError::Connection(error)) if !ends_connection(&error) && !client.is_closed() => {
                 client.batch_execute("ROLLBACK TO SAVEPOINT datasource").await?;
                 spool.errors.push(format!("{target}: {}", causes(&error)));
@@ -96,6 +97,12 @@ async fn transaction(
             StoreError::TakeSnapshot { server, source }
         }
     })?;
+    // What PoWA could not take over would stay for good, more of it with each snapshot.
+    if row.get::<_, i32>(0) > 0 {
+        for target in &targets {
+            client.execute(&format!("DELETE FROM {target} WHERE srvid = $1"), &[&server.0]).await?;
+        }
+    }
     if !spool.errors.is_empty() {
         let statement = in_schema(include_str!("../../sql/repository/append_errors.sql"), &powa.schema);
         client.execute(&statement, &[&server.0, &spool.errors]).await?;
@@ -106,7 +113,7 @@ async fn transaction(
     Ok(Stored { errors: row.get(0) })
 }
 
-/// Copies the rows of one table.
+/// Copies the rows of one table, behind a savepoint to return to when that fails.
 ///
 /// The lock comes first because tokio-postgres loses the connection when the server refuses a `COPY` before it
 /// reads from it: two Syncs are sent where the server then expects one
@@ -114,7 +121,8 @@ async fn transaction(
 /// not there, a missing grant, a lock that is not to be had in time, the lock is refused for as well.
 async fn copy(client: &Object, mut part: Part, spool: &mut Spool) -> Result<(), StoreError> {
     let target = part.target.quoted();
-    client.batch_execute(&format!("LOCK TABLE {target} IN ROW EXCLUSIVE MODE")).await?;
+    let prepare = format!("SAVEPOINT datasource; LOCK TABLE {target} IN ROW EXCLUSIVE MODE");
+    client.batch_execute(&prepare).await?;
     let statement = client.prepare_cached(&format!("COPY {target} FROM STDIN")).await?;
     let sink: CopyInSink<Bytes> = match client.copy_in(&statement).await {
         Ok(sink) => sink,

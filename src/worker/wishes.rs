@@ -23,6 +23,7 @@ pub(super) struct Wishes {
 #[derive(Default)]
 pub(super) struct Job {
     pub(super) is_forced: bool,
+    was_forced: bool,
     pub(super) refresh: Option<Refresh>,
     pub(super) versions: bool,
 }
@@ -75,6 +76,7 @@ impl Wishes {
         Job {
             // It stays noted until it is done: a second one is refused meanwhile.
             is_forced: self.is_forced,
+            was_forced: self.is_forced,
             refresh: self.refresh.take(),
             versions: std::mem::take(&mut self.versions),
         }
@@ -82,7 +84,10 @@ impl Wishes {
 
     /// Keeps what a turn could not do.
     pub(super) fn put_back(&mut self, job: Job) {
-        self.is_forced = job.is_forced;
+        // One that was asked for meanwhile stays.
+        if job.was_forced {
+            self.is_forced = job.is_forced;
+        }
         self.versions |= job.versions;
         if let Some(refresh) = job.refresh {
             self.note(Command::Refresh(refresh), false, false, None);
