@@ -233,7 +233,7 @@ on_both_versions! {
     }
 
     async fn roles_that_hold_the_right_one_may_command(powa: Powa) {
-        let mut fleet = Fleet::start(powa).await;
+        let fleet = Fleet::start(powa).await;
         let mut roles = vec![("pg_signal_backend", true), ("pg_monitor", false)];
         if powa.is_v5() {
             fleet.execute("UPDATE powa_roles SET rolname = 'Fleet \"admin\"' WHERE powa_role = 'powa_admin';
