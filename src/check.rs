@@ -199,7 +199,11 @@ async fn check_grants(
             let set_up = "SELECT {powa}.setup_powa_roles(reuse_existing_role => ";
             mend.push(format!("{}{exist});", in_schema(set_up, &powa.schema)));
         }
-        mend.push(format!("GRANT powa_write_all_data TO {user};"));
+        mend.push(format!("GRANT powa_snapshot TO {user};"));
+        let versions = "GRANT UPDATE (version) ON {powa}.powa_servers TO ";
+        mend.push(format!("{}{user};", in_schema(versions, &powa.schema)));
+        let versions = "GRANT INSERT, UPDATE, DELETE ON {powa}.powa_extension_config TO ";
+        mend.push(format!("{}{user};", in_schema(versions, &powa.schema)));
     } else if !powas.is_empty() {
         let schema = quote_identifier(&powa.schema);
         mend.push(format!(

@@ -16,7 +16,7 @@ CREATE EXTENSION pg_track_settings;
 -- The collector: takes snapshots, and keeps the versions it finds on the servers.
 CREATE ROLE powa_collector LOGIN PASSWORD :'collector_password' IN ROLE powa_snapshot;
 GRANT CONNECT ON DATABASE powa TO powa_collector;
-GRANT UPDATE ON powa_servers TO powa_collector;
+GRANT UPDATE (version) ON powa_servers TO powa_collector;
 GRANT INSERT, UPDATE, DELETE ON powa_extension_config TO powa_collector;
 GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON
     pg_track_settings_settings_src_tmp, pg_track_settings_list, pg_track_settings_history,

@@ -35,7 +35,8 @@ WHERE NOT pg_catalog.has_table_privilege(r.oid, wanted.privilege)
             '(_history|_current|_src_tmp|_db|_metrics|_quals|powa_databases|powa_statements|powa_snapshot_metas)$'
         ))
         -- the versions that are kept there
-        OR (r.relname = 'powa_servers' AND wanted.privilege = 'UPDATE')
+        OR (r.relname = 'powa_servers' AND wanted.privilege = 'UPDATE'
+            AND NOT pg_catalog.has_column_privilege(r.oid, 'version', 'UPDATE'))
         OR (r.relname IN ('powa_extensions', 'powa_extension_config') AND EXISTS (
             SELECT FROM pg_catalog.pg_attribute AS a
             WHERE a.attrelid = r.oid AND a.attname = 'srvid'))

@@ -15,7 +15,7 @@ DECLARE
         FROM pg_catalog.pg_extension AS e
         JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
         WHERE e.extname = 'powa');
-    writer name;
+    snapshot_role name;
     other record;
 BEGIN
     EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %I TO powa_collector', powa_schema);
@@ -23,15 +23,19 @@ BEGIN
     -- PoWA's own roles. CREATE EXTENSION makes them in the first database of a cluster and leaves it to us to
     -- use them in another one; they may also have other names.
     EXECUTE pg_catalog.format(
-        'SELECT rolname FROM %I.powa_roles WHERE powa_role = ''powa_write_all_data''', powa_schema)
-    INTO writer;
-    IF writer IS NULL THEN
+        'SELECT rolname FROM %I.powa_roles WHERE powa_role = ''powa_snapshot''', powa_schema)
+    INTO snapshot_role;
+    IF snapshot_role IS NULL THEN
         EXECUTE pg_catalog.format(
             'SELECT %I.setup_powa_roles(reuse_existing_role => %L)', powa_schema,
-            EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname = 'powa_write_all_data'));
-        writer := 'powa_write_all_data';
+            EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname = 'powa_snapshot'));
+        snapshot_role := 'powa_snapshot';
     END IF;
-    EXECUTE pg_catalog.format('GRANT %I TO powa_collector', writer);
+    EXECUTE pg_catalog.format('GRANT %I TO powa_collector', snapshot_role);
+    -- the versions that PoWA keeps of each server and its extensions
+    EXECUTE pg_catalog.format('GRANT UPDATE (version) ON %I.powa_servers TO powa_collector', powa_schema);
+    EXECUTE pg_catalog.format(
+        'GRANT INSERT, UPDATE, DELETE ON %I.powa_extension_config TO powa_collector', powa_schema);
 
     -- extensions that keep a history of their own, such as pg_track_settings
     FOR other IN EXECUTE pg_catalog.format($query$
