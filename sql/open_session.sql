@@ -17,6 +17,10 @@ SELECT
         CASE WHEN pg_catalog.split_part(powa.version, '.', 1) IN ('1', '2', '3', '4')
              THEN pg_catalog.current_setting('search_path')
              ELSE 'pg_catalog' END, false),
+    -- so that a query ends when we have gone; not every system that PostgreSQL runs on can tell
+    CASE WHEN pg_catalog.current_setting('client_connection_check_interval', true) = '0'
+            AND pg_catalog.version() LIKE '%linux%'
+        THEN pg_catalog.set_config('client_connection_check_interval', '1000', false) END,
     pg_catalog.set_config('datestyle', 'ISO, YMD', false),
     pg_catalog.set_config('intervalstyle', 'postgres', false),
     pg_catalog.set_config('extra_float_digits', '3', false),

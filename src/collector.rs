@@ -15,6 +15,7 @@ use crate::control::listener::{self, Incoming, Place};
 use crate::control::protocol::{Answer, Request};
 use crate::fleet::{Fleet, Means, Untold};
 use crate::postgres::repository::Repository;
+use crate::schedule;
 use crate::server::{Server, ServerId};
 use crate::signals::Signal;
 use crate::snapshot::{self, SnapshotError};
@@ -103,6 +104,8 @@ struct Collector {
     waiting: Vec<oneshot::Sender<Answer>>,
     waiting_next: Vec<oneshot::Sender<Answer>>,
     next_refresh: Instant,
+    /// How many reads of the servers have failed in a row.
+    failed_reads: u32,
 
     fleet: Fleet,
     /// When a stop ends, whoever is still at work.
@@ -134,6 +137,7 @@ impl Collector {
             waiting: Vec::new(),
             waiting_next: Vec::new(),
             next_refresh: far_future(),
+            failed_reads: 0,
             fleet: Fleet::new(means),
             deadline: None,
         };
@@ -244,11 +248,17 @@ impl Collector {
         }
         match reading.servers {
             Ok(servers) if !self.is_stopping() => {
+                self.failed_reads = 0;
                 self.fleet.reconcile(servers, reading.reason == Reason::Asked);
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::error!("the servers could not be read again: {error}");
+                self.failed_reads = self.failed_reads.saturating_add(1);
+                if self.failed_reads == 1 || reading.reason == Reason::Asked {
+                    tracing::error!("the servers could not be read: {error}; trying again until it works");
+                } else {
+                    tracing::debug!("the servers could not be read: {error}");
+                }
                 problems.push(error.to_string());
             }
         }
@@ -259,8 +269,11 @@ impl Collector {
         for waiting in self.waiting.drain(..) {
             let _ = waiting.send(answer.clone());
         }
-        let refresh = self.configuration.servers_refresh_interval;
-        self.next_refresh = refresh.map_or_else(far_future, |interval| Instant::now() + interval);
+        let wait = match self.failed_reads {
+            0 => self.configuration.servers_refresh_interval,
+            attempt => Some(schedule::backoff(attempt, rand::random())),
+        };
+        self.next_refresh = wait.map_or_else(far_future, |wait| Instant::now() + wait);
         if let Some(reason) = self.read_next.take() {
             let waiting = std::mem::take(&mut self.waiting_next);
             self.read_again(reason, None);

@@ -442,6 +442,15 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_has_a_row_for_every_key_and_no_other() {
+        let readme = include_str!("../README.md");
+        let section = readme.split("## Configuration").nth(1).unwrap().split("\n## ").next().unwrap();
+        let rows: Vec<&str> =
+            section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+        assert_eq!(rows, KEYS);
+    }
+
+    #[test]
     fn a_file_of_the_python_collector_works_as_it_is() {
         let loaded = from_file(
             r#"{"repository": {"dsn": "postgresql://powa_user@localhost:5432/powa"},

@@ -143,6 +143,7 @@ pub async fn run(
         not_before: Instant::now(),
         attempt: 0,
         is_failing: false,
+        is_recorded: false,
     };
     let exit = loop {
         if let Some(assignment) = wishes.assignment.take() {
@@ -212,6 +213,8 @@ struct Worker {
     attempt: u32,
     /// Whether the present failure has been told.
     is_failing: bool,
+    /// Whether the repository knows of it.
+    is_recorded: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -278,6 +281,7 @@ impl Worker {
     fn succeed(&mut self) {
         self.state.send_replace(State::Running);
         self.attempt = 0;
+        self.is_recorded = false;
         if std::mem::take(&mut self.is_failing) {
             tracing::info!("works again");
         }
@@ -357,10 +361,9 @@ impl Worker {
                 self.succeed();
             }
             Some(Err(reason)) => {
-                let was_told = self.is_failing;
                 self.tell("no connection to the monitored server", &reason);
                 self.back_off(State::NoRemote);
-                if !was_told {
+                if !std::mem::replace(&mut self.is_recorded, true) {
                     self.record(vec![format!("no connection to the monitored server: {reason}")]).await;
                 }
             }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use fleet::{
     Fleet, Gate, LISTENING, age_snapshot, cluster, config, monitored, prepend, register_idle, sessions,
-    wait_for_snapshots, wait_for_states,
+    snapshots, wait_for_snapshots, wait_for_states,
 };
 use serde_json::json;
 use support::{
@@ -73,14 +73,13 @@ on_both_versions! {
     async fn a_snapshot_that_was_due_while_the_repository_was_down_is_taken_afterwards(powa: Powa) {
         let (mut fleet, _remote) = with_a_remote(powa).await;
         fleet.execute("UPDATE powa_servers SET frequency = 5").await;
-        let before = fleet.snapshots(1).await;
         assert_eq!("RELOAD OK OK", fleet.ask("RELOAD", "").await);
-        fleet.wait_for_snapshots(1, before + 1).await;
         fleet.cluster.stop();
         fleet.collector.wait_for_log("no snapshot: ").await;
         fleet.cluster.start_again();
         let repository = fleet.cluster.client("powa").await;
-        wait_for_snapshots(&repository, 1, before + 2).await;
+        let before = snapshots(&repository, 1).await;
+        wait_for_snapshots(&repository, 1, before + 1).await;
         assert_eq!(Vec::<String>::new(), left_behind(&repository).await);
     }
 

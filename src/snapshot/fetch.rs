@@ -314,6 +314,9 @@ async fn read_databases(
     databases: Vec<Database>,
     spool: &Mutex<Spool>,
 ) -> Result<(), FetchError> {
+    // One that ends the snapshot ends all, but each is waited for: it takes back its query.
+    let stop = &stop.child_token();
+    let mut ending = Ok(());
     let mut reading = stream::iter(databases)
         .map(|database| {
             let readings = reading::of_database(plan, refresh, time, &database);
@@ -333,9 +336,12 @@ async fn read_databases(
         })
         .buffer_unordered(settings.database_connections);
     while let Some(outcome) = reading.next().await {
-        outcome?;
+        if outcome.is_err() {
+            stop.cancel();
+            ending = ending.and(outcome);
+        }
     }
-    Ok(())
+    ending
 }
 
 async fn read_database(

@@ -6,6 +6,7 @@ use deadpool_postgres::Object;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
+use crate::postgres::conninfo::causes;
 use crate::postgres::extension::{self, Extension, Powa, Table, in_schema};
 use crate::server::ServerId;
 
@@ -92,7 +93,7 @@ impl Refresh {
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    #[error("read the plan from the repository: {0}")]
+    #[error("read from the repository: {}", causes(.0))]
     Repository(#[from] tokio_postgres::Error),
     #[error("the repository has no extension powa: CREATE EXTENSION powa CASCADE")]
     NoPowa,
