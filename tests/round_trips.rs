@@ -3,7 +3,8 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::json;
 use support::{
@@ -12,6 +13,7 @@ use support::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep_until};
 
 on_both_versions! {
     async fn a_warm_session_reads_all_global_datasources_in_two_round_trips(powa: Powa) {
@@ -36,37 +38,28 @@ on_both_versions! {
     }
 }
 
-/// A relay that counts, on the first connection over it, how often the client speaks after the server did:
-/// its round trips.
+/// A relay that counts, on the first connection over it, how often the client waits for the server: it holds
+/// the server's answers back until the client has said all that it has to say.
 struct Relay {
     port: u16,
     turns: Arc<AtomicUsize>,
 }
+
+/// A client that has been silent for this long waits for an answer.
+const SILENCE: Duration = Duration::from_millis(200);
 
 impl Relay {
     async fn start(server: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let turns = Arc::new(AtomicUsize::new(0));
-        let first = Arc::clone(&turns);
+        let mut counted = Arc::clone(&turns);
         tokio::spawn(async move {
-            let mut turns = first;
             loop {
                 let (client, _) = listener.accept().await.unwrap();
                 let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
-                let counted = std::mem::take(&mut turns);
-                let has_answered = Arc::new(AtomicBool::new(true));
-                let (from_client, to_client) = client.into_split();
-                let (from_server, to_server) = server.into_split();
-                let answered = Arc::clone(&has_answered);
-                tokio::spawn(pump(from_client, to_server, move || {
-                    if answered.swap(false, Ordering::SeqCst) {
-                        counted.fetch_add(1, Ordering::SeqCst);
-                    }
-                }));
-                tokio::spawn(pump(from_server, to_client, move || {
-                    has_answered.store(true, Ordering::SeqCst)
-                }));
+                // A count of its own for every connection after the first.
+                tokio::spawn(relay(client, server, std::mem::take(&mut counted)));
             }
         });
         Self { port, turns }
@@ -77,12 +70,23 @@ impl Relay {
     }
 }
 
-async fn pump(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin, heard: impl Fn()) {
-    let mut buffer = vec![0; 1 << 16];
-    while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        heard();
-        if to.write_all(&buffer[..length]).await.is_err() {
-            break;
+async fn relay(mut client: TcpStream, mut server: TcpStream, turns: Arc<AtomicUsize>) {
+    let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    let mut held = Vec::new();
+    let (mut has_asked, mut spoke) = (false, Instant::now());
+    loop {
+        tokio::select! {
+            Ok(length @ 1..) = client.read(&mut asked) => {
+                (has_asked, spoke) = (true, Instant::now());
+                if server.write_all(&asked[..length]).await.is_err() { return }
+            }
+            Ok(length @ 1..) = server.read(&mut answered) => held.extend_from_slice(&answered[..length]),
+            () = sleep_until(spoke + SILENCE), if !held.is_empty() => {
+                turns.fetch_add(usize::from(std::mem::take(&mut has_asked)), Ordering::SeqCst);
+                if client.write_all(&held).await.is_err() { return }
+                held.clear();
+            }
+            else => return,
         }
     }
 }

@@ -107,9 +107,9 @@ async fn transaction(
         let statement = in_schema(include_str!("../../sql/repository/append_errors.sql"), &powa.schema);
         client.execute(&statement, &[&server.0, &spool.errors]).await?;
     }
-    client.batch_execute("COMMIT").await?;
-    // powa_take_snapshot leaves a name of its own.
+    // powa_take_snapshot leaves a name of its own. Who sees the snapshot sees the right name again.
     name_session(client, application_name).await?;
+    client.batch_execute("COMMIT").await?;
     Ok(Stored { errors: row.get(0) })
 }
 
