@@ -3,16 +3,15 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
-use std::sync::Arc;
 
 use deadpool_postgres::Object;
 use futures_util::{StreamExt, stream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::config::Configuration;
+use crate::fleet::Means;
 use crate::postgres::conninfo::{ConnInfo, causes, one_line};
 use crate::postgres::extension::{self, Extension, Powa, Table, in_schema, quote_identifier};
 use crate::postgres::repository::Repository;
@@ -76,16 +75,10 @@ pub async fn run(configuration: &Configuration, warnings: &[String]) -> bool {
     let servers = check_repository(configuration, &repository, &mut findings).await;
     is_good &= findings.print();
 
-    let connects = Arc::new(Semaphore::new(settings.connects_at_once));
+    let means = Means::new(configuration, repository);
     let mut checks = stream::iter(servers)
         .map(|server| {
-            let assignment = Assignment {
-                name: server.name(configuration.use_server_alias),
-                server,
-                settings: Arc::new(settings.clone()),
-                repository: repository.clone(),
-                connects: Arc::clone(&connects),
-            };
+            let assignment = means.assignment(server);
             async move {
                 let title = format!("server {} {}", assignment.server.id, assignment.name);
                 let mut findings = Findings::of(&title);

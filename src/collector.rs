@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -124,7 +124,7 @@ impl Collector {
         incoming: mpsc::Sender<Incoming>,
         read: mpsc::Sender<Reading>,
     ) -> Self {
-        let means = means(&configuration, repository(&configuration));
+        let means = Means::new(&configuration, repository(&configuration));
         let mut collector = Self {
             file,
             configuration: Arc::new(configuration),
@@ -300,7 +300,7 @@ impl Collector {
             // The ids there are other servers'. Nobody may go on before they are read.
             self.fleet.reconcile(Vec::new(), false);
         }
-        self.fleet.equip(means(&new, repository));
+        self.fleet.equip(Means::new(&new, repository));
         if old.differs_in_repository(&new) || old.settings.timeouts != new.settings.timeouts {
             self.listen();
         }
@@ -344,15 +344,6 @@ fn repository(configuration: &Configuration) -> Repository {
         configuration.settings.max_connections,
         configuration.settings.timeouts.connect,
     )
-}
-
-fn means(configuration: &Configuration, repository: Repository) -> Means {
-    Means {
-        settings: Arc::new(configuration.settings.clone()),
-        connects: Arc::new(Semaphore::new(configuration.settings.connects_at_once)),
-        use_server_alias: configuration.use_server_alias,
-        repository,
-    }
 }
 
 fn not_found(server: ServerId) -> Answer {

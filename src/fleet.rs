@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Settings;
+use crate::config::{Configuration, Settings};
 use crate::control::protocol::Of;
 use crate::postgres::conninfo::one_line;
 use crate::postgres::repository::Repository;
@@ -25,6 +25,28 @@ pub struct Means {
     /// Bounds how many servers are connected to at once.
     pub connects: Arc<Semaphore>,
     pub use_server_alias: bool,
+}
+
+impl Means {
+    pub fn new(configuration: &Configuration, repository: Repository) -> Self {
+        Self {
+            settings: Arc::new(configuration.settings.clone()),
+            connects: Arc::new(Semaphore::new(configuration.settings.connects_at_once)),
+            use_server_alias: configuration.use_server_alias,
+            repository,
+        }
+    }
+
+    /// What a worker needs for one server.
+    pub fn assignment(&self, server: Server) -> Assignment {
+        Assignment {
+            name: server.name(self.use_server_alias),
+            server,
+            settings: Arc::clone(&self.settings),
+            repository: self.repository.clone(),
+            connects: Arc::clone(&self.connects),
+        }
+    }
 }
 
 /// Why a worker was not told something.
@@ -187,18 +209,8 @@ impl Fleet {
         }
     }
 
-    fn assignment(&self, server: &Server) -> Assignment {
-        Assignment {
-            server: server.clone(),
-            name: server.name(self.means.use_server_alias),
-            settings: Arc::clone(&self.means.settings),
-            repository: self.means.repository.clone(),
-            connects: Arc::clone(&self.means.connects),
-        }
-    }
-
     fn assign(&self, worker: &Worker) {
-        let assignment = Box::new(self.assignment(&worker.server));
+        let assignment = Box::new(self.means.assignment(worker.server.clone()));
         if worker.commands.try_send(Command::Assign(assignment)).is_err() {
             tracing::warn!(srvid = %worker.server.id, "the worker is too busy to be told of the change");
         }
@@ -206,7 +218,7 @@ impl Fleet {
 
     fn start(&mut self, server: Server) {
         let id = server.id;
-        let assignment = self.assignment(&server);
+        let assignment = self.means.assignment(server.clone());
         let (name, seconds) = (one_line(&assignment.name), server.frequency.as_secs());
         tracing::info!(srvid = %id, "worker for {name} starts, every {seconds} s");
         let (commands, receiver) = mpsc::channel(COMMANDS);

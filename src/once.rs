@@ -1,13 +1,12 @@
 //! `powa-collector once`: one snapshot of each server now, and a line of how it went.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::{StreamExt, stream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Configuration;
+use crate::fleet::Means;
 use crate::postgres::repository::Repository;
 use crate::server::{Server, ServerId};
 use crate::snapshot::{self, SnapshotError, Taken};
@@ -18,7 +17,7 @@ use crate::worker::Assignment;
 /// # Errors
 /// When the repository cannot say which servers there are.
 pub async fn run(configuration: &Configuration, only: &[i32]) -> Result<bool, SnapshotError> {
-    let settings = Arc::new(configuration.settings.clone());
+    let settings = &configuration.settings;
     let timeouts = settings.timeouts;
     let repository =
         Repository::new(configuration.repository.clone(), settings.max_connections, timeouts.connect);
@@ -36,16 +35,10 @@ pub async fn run(configuration: &Configuration, only: &[i32]) -> Result<bool, Sn
         println!("no servers to collect: register them with powa_register_server");
     }
 
-    let connects = Arc::new(Semaphore::new(settings.connects_at_once));
+    let means = Means::new(configuration, repository);
     let mut results = stream::iter(chosen)
         .map(|server| {
-            let assignment = Assignment {
-                name: server.name(configuration.use_server_alias),
-                server,
-                settings: Arc::clone(&settings),
-                repository: repository.clone(),
-                connects: Arc::clone(&connects),
-            };
+            let assignment = means.assignment(server);
             async move {
                 let began = Instant::now();
                 let outcome = take(&assignment).await;
