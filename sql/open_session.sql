@@ -6,6 +6,8 @@ SELECT
     pg_catalog.current_setting('server_version') AS version,
     pg_catalog.current_setting('server_version_num')::pg_catalog.int4 AS version_num,
     pg_catalog.current_setting('server_encoding') AS encoding,
+    pg_catalog.pg_is_in_recovery() AS is_standby,
+    pg_catalog.current_setting('default_transaction_read_only')::pg_catalog.bool AS is_read_only,
     powa.version AS powa_version,
     powa.schema AS powa_schema,
     -- as inherited, unless that is to wait for ever

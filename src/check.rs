@@ -4,7 +4,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 
-use deadpool_postgres::Object;
 use futures_util::{StreamExt, stream};
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -12,10 +11,11 @@ use tokio_postgres::error::SqlState;
 
 use crate::config::Configuration;
 use crate::fleet::Means;
-use crate::postgres::conninfo::{ConnInfo, causes, one_line};
+use crate::postgres::conninfo::{ConnInfo, ConnInfoError};
 use crate::postgres::extension::{self, Extension, Powa, Table, in_schema, quote_identifier};
-use crate::postgres::repository::Repository;
-use crate::postgres::session::{Session, SessionError};
+use crate::postgres::repository::{Object, Repository};
+use crate::postgres::session::Session;
+use crate::postgres::text::{causes, one_line};
 use crate::server::{self, Server};
 use crate::snapshot::fetch::{self, FetchError, Remote};
 use crate::snapshot::plan::Plan;
@@ -76,6 +76,13 @@ pub async fn run(configuration: &Configuration, warnings: &[String]) -> bool {
     is_good &= findings.print();
 
     let means = Means::new(configuration, repository);
+    let mut findings = Findings::of("servers.by_name in the configuration");
+    for name in configuration.servers.unused(&servers) {
+        findings.problem(&format!("{name:?}: no server has that alias or host:port"), &[]);
+    }
+    if !findings.is_good {
+        is_good &= findings.print();
+    }
     let mut checks = stream::iter(servers)
         .map(|server| {
             let assignment = means.assignment(server);
@@ -106,7 +113,7 @@ async fn check_repository(
     let session = match opened {
         Ok(session) => session,
         Err(error) => {
-            findings.problem(&error.to_string(), &advice(&error, conninfo));
+            findings.problem(error.what(), error.advice());
             return Vec::new();
         }
     };
@@ -170,7 +177,7 @@ async fn check_grants(
     conninfo: &ConnInfo,
     findings: &mut Findings,
 ) -> Result<(), tokio_postgres::Error> {
-    let user = quote_identifier(conninfo.user().unwrap_or("the collector's role"));
+    let user = quote_identifier(&conninfo.user);
     check_schemas(client, &user, findings).await?;
     let rows = client.query(include_str!("../sql/check/repository_grants.sql"), &[]).await?;
     let relations: Vec<String> = rows
@@ -245,10 +252,14 @@ async fn check_server(assignment: &Assignment, findings: &mut Findings) {
             )],
         );
     }
-    let conninfo = match server.conninfo() {
+    let conninfo = match assignment.conninfo() {
         Ok(conninfo) => conninfo,
         Err(error) => {
-            findings.problem(&error.to_string(), &["-- powa_servers.port must be mended".to_owned()]);
+            let mend = match &*error {
+                ConnInfoError::Port(_) => vec!["-- powa_servers.port must be mended".to_owned()],
+                _ => Vec::new(),
+            };
+            findings.problem(&error.to_string(), &mend);
             return;
         }
     };
@@ -257,7 +268,7 @@ async fn check_server(assignment: &Assignment, findings: &mut Findings) {
     let remote = match Remote::open(conninfo.clone(), name, timeouts.connect).await {
         Ok(remote) => remote,
         Err(error) => {
-            findings.problem(&error.to_string(), &advice(&error, &conninfo));
+            findings.problem(error.what(), error.advice());
             return;
         }
     };
@@ -289,8 +300,8 @@ async fn look(
     findings: &mut Findings,
 ) -> Result<Vec<String>, tokio_postgres::Error> {
     let client = &remote.session.client;
-    let database = conninfo.database().unwrap_or_default();
-    let user = quote_identifier(conninfo.user().unwrap_or("the role"));
+    let database = &conninfo.dbname;
+    let user = quote_identifier(&conninfo.user);
     let extensions = extension::installed(client, extension::INSTALLED).await?;
     let Some(powa) = extension::powa(&extensions) else {
         findings.problem(
@@ -399,55 +410,16 @@ async fn check_databases(
         .map(|name| async move {
             let conninfo = conninfo.with_database(&name);
             let opened = Session::open(&conninfo, "PoWA collector - check", deadline).await;
-            opened.map(|_| ()).map_err(|error| (error.to_string(), advice(&error, &conninfo)))
+            opened.map(|_| ())
         })
         .buffered(assignment.settings.database_connections);
     while let Some(opened) = opening.next().await {
         match opened {
             Ok(()) => good += 1,
-            Err((reason, mend)) => findings.problem(&reason, &mend),
+            Err(error) => findings.problem(error.what(), error.advice()),
         }
     }
     if good > 0 {
         findings.good(&format!("connected to {good} databases"));
     }
-}
-
-/// What to do about a connection that cannot be opened.
-fn advice(error: &SessionError, conninfo: &ConnInfo) -> Vec<String> {
-    let user = quote_identifier(conninfo.user().unwrap_or("the role"));
-    let database = quote_identifier(conninfo.database().unwrap_or("the database"));
-    let Some(state) = error.sql_state() else {
-        return vec![
-            "-- is the server running there, does listen_addresses include that address, does a firewall let \
-             the connection through?"
-                .to_owned(),
-        ];
-    };
-    if *state == SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
-        let text = error.to_string();
-        let address = text.split("host \"").nth(1).and_then(|rest| rest.split('"').next());
-        let from = match address {
-            Some(address) if address.contains(':') => format!("{address}/128"),
-            Some(address) => format!("{address}/32"),
-            None => "ADDRESS".to_owned(),
-        };
-        if text.contains("pg_hba.conf") {
-            return vec![
-                "-- add to the server's pg_hba.conf, then SELECT pg_reload_conf();".to_owned(),
-                format!("host  {database}  {user}  {from}  scram-sha-256"),
-            ];
-        }
-        return vec![format!("CREATE ROLE {user} LOGIN;")];
-    }
-    if *state == SqlState::INVALID_PASSWORD {
-        return vec![format!("ALTER ROLE {user} PASSWORD '…';   -- or correct the one that is configured")];
-    }
-    if *state == SqlState::INVALID_CATALOG_NAME {
-        return vec![format!("CREATE DATABASE {database};")];
-    }
-    if *state == SqlState::INSUFFICIENT_PRIVILEGE {
-        return vec![format!("GRANT CONNECT ON DATABASE {database} TO {user};")];
-    }
-    Vec::new()
 }

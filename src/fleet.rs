@@ -8,10 +8,11 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::servers::ServerOptions;
 use crate::config::{Configuration, Settings};
 use crate::control::protocol::Of;
-use crate::postgres::conninfo::one_line;
 use crate::postgres::repository::Repository;
+use crate::postgres::text::one_line;
 use crate::server::{Server, ServerId};
 use crate::worker::{self, Assignment, Command, Exit, State};
 
@@ -25,6 +26,7 @@ pub struct Means {
     /// Bounds how many servers are connected to at once.
     pub connects: Arc<Semaphore>,
     pub use_server_alias: bool,
+    pub servers: Arc<ServerOptions>,
 }
 
 impl Means {
@@ -33,6 +35,7 @@ impl Means {
             settings: Arc::new(configuration.settings.clone()),
             connects: Arc::new(Semaphore::new(configuration.settings.connects_at_once)),
             use_server_alias: configuration.use_server_alias,
+            servers: Arc::clone(&configuration.servers),
             repository,
         }
     }
@@ -41,6 +44,7 @@ impl Means {
     pub fn assignment(&self, server: Server) -> Assignment {
         Assignment {
             name: server.name(self.use_server_alias),
+            given: self.servers.given(&server),
             server,
             settings: Arc::clone(&self.settings),
             repository: self.repository.clone(),
@@ -166,6 +170,13 @@ impl Fleet {
         let count = servers.len();
         if is_asked || count != self.wanted.len() {
             tracing::info!("{count} {} to collect", if count == 1 { "server" } else { "servers" });
+        }
+        if is_asked {
+            for name in self.means.servers.unused(&servers) {
+                tracing::warn!(
+                    "servers.by_name.{name:?} in the configuration: no server has that alias or host:port"
+                );
+            }
         }
         self.wanted = servers.into_iter().map(|server| (server.id, server)).collect();
         for (id, worker) in &mut self.workers {

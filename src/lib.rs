@@ -33,7 +33,7 @@
 //! 5. A failure belongs to one worker. It backs off, tries again, and says so once; a panic ends no other.
 //! 6. Every wait for the network has a deadline, and those that are repeated wait longer each time.
 //! 7. Values are parameters. A name becomes part of a statement in [`postgres::extension`] only.
-//! 8. Passwords are [`postgres::conninfo::Secret`]s, which cannot be printed.
+//! 8. Passwords are [`postgres::secret::Secret`]s, which cannot be printed. No error repeats what might be one.
 //!
 //! # Which line belongs where
 //!
@@ -41,7 +41,9 @@
 //! [`postgres`];
 //! [`check`] and [`once`] stand beside [`collector`]. SQL lives in `sql/`, a file a statement, unless it is a
 //! line, and is sent from [`control`], [`snapshot`], [`server`], [`check`] and [`postgres`] only. Connections
-//! are opened in [`postgres::session`] only, tasks are spawned in [`collector`], [`fleet`], [`control::listener`] and
+//! are opened in [`postgres::session`] only, by way of [`postgres::dial`]; what is not ours to know, variables
+//! and files, is read in [`config`], [`postgres::conninfo`] and [`postgres::tls`] only; a program is run in
+//! [`postgres::password_command`] only. Tasks are spawned in [`collector`], [`fleet`], [`control::listener`] and
 //! [`postgres::session`] only, and the process ends in `main` only. [`control::protocol`], [`schedule`] and
 //! every parser are pure: time and dice are handed to them.
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Error};
 
-use crate::postgres::conninfo::{ConnInfo, ConnInfoError, Secret};
+use crate::postgres::conninfo::{ConnInfoError, Given};
 use crate::postgres::extension::in_schema;
+use crate::postgres::secret::Secret;
 
 /// `powa_servers.id`. 0 is the repository itself and never collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,19 +45,23 @@ impl Server {
         }
     }
 
+    /// What the row says of how to connect.
+    ///
     /// # Errors
-    /// When the port is not one.
-    pub fn conninfo(&self) -> Result<ConnInfo, ConnInfoError> {
-        ConnInfo::from_parts(&self.hostname, self.port, &self.username, self.password.as_ref(), &self.dbname)
-    }
-
-    /// Whether a session opened for the one would serve the other.
-    pub fn connects_like(&self, other: &Self) -> bool {
-        self.hostname == other.hostname
-            && self.port == other.port
-            && self.username == other.username
-            && self.password == other.password
-            && self.dbname == other.dbname
+    /// When the port is not one: the column is a plain integer.
+    pub fn given(&self) -> Result<Given, ConnInfoError> {
+        let port = u16::try_from(self.port).ok().filter(|port| *port != 0);
+        let port = port.ok_or(ConnInfoError::Port(self.port))?.to_string();
+        let mut given = Given::default();
+        let row =
+            [("host", &self.hostname), ("port", &port), ("user", &self.username), ("dbname", &self.dbname)];
+        for (name, value) in row {
+            given.options.set(name, value)?;
+        }
+        if let Some(password) = &self.password {
+            given.options.set("password", password.reveal())?;
+        }
+        Ok(given)
     }
 
     /// What `new` has otherwise, in words; a password only as the fact that it changed.
@@ -135,6 +140,13 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_is_none_is_refused() {
+        for port in [-1, 0, 65536] {
+            assert!(matches!(Server { port, ..server() }.given(), Err(ConnInfoError::Port(_))));
+        }
+    }
+
+    #[test]
     fn a_changed_password_is_told_without_showing_it() {
         let old = server();
         let mut new = server();
@@ -143,7 +155,8 @@ mod tests {
         let text = old.differences(&new).join("; ");
         assert_eq!(text, "password changes; frequency 300s becomes 60s");
         assert!(!format!("{old:?}").contains("hunter2"));
-        assert!(!old.connects_like(&new));
+        assert_ne!(old.given().unwrap(), new.given().unwrap());
+        assert!(!format!("{:?}", old.given()).contains("hunter2"));
         assert!(old.differences(&server()).is_empty());
     }
 }

@@ -16,9 +16,11 @@ use tracing::Instrument;
 
 use self::wishes::{Job, Wishes};
 use crate::config::Settings;
-use crate::postgres::conninfo::one_line;
+use crate::postgres::conninfo::environment::Environment;
+use crate::postgres::conninfo::{ConnInfo, ConnInfoError, Given};
 use crate::postgres::repository::Repository;
 use crate::postgres::session::application_name;
+use crate::postgres::text::one_line;
 use crate::schedule;
 use crate::server::{Server, ServerId};
 use crate::snapshot::fetch::{FetchError, Remote};
@@ -33,6 +35,8 @@ pub const SESSION_PREFIX: &str = "PoWA collector - worker ";
 #[derive(Clone)]
 pub struct Assignment {
     pub server: Server,
+    /// How to connect to it, as the row and the configuration say.
+    pub given: Result<Given, Arc<ConnInfoError>>,
     /// The server's name in logs and sessions.
     pub name: String,
     pub settings: Arc<Settings>,
@@ -112,12 +116,21 @@ impl Assignment {
         }
     }
 
+    /// How to connect to the monitored server, as service file and environment are now.
+    ///
+    /// # Errors
+    /// When that cannot be.
+    pub fn conninfo(&self) -> Result<ConnInfo, Arc<ConnInfoError>> {
+        let given = self.given.as_ref().map_err(Arc::clone)?;
+        ConnInfo::new(given, &Environment::of_process()).map_err(Arc::new)
+    }
+
     /// Opens the session with the monitored server.
     ///
     /// # Errors
     /// What to say of it when that fails.
     pub async fn connect(&self) -> Result<Remote, String> {
-        let conninfo = self.server.conninfo().map_err(|error| error.to_string())?;
+        let conninfo = self.conninfo().map_err(|error| error.to_string())?;
         let name = application_name(SESSION_PREFIX, &self.name);
         let _permit = self.connects.acquire().await.expect("the semaphore is never closed");
         Remote::open(conninfo, name, self.settings.timeouts.connect).await.map_err(|error| error.to_string())
@@ -244,8 +257,13 @@ impl Worker {
 
     fn assign(&mut self, new: Assignment) {
         let old = std::mem::replace(&mut self.assignment, new);
-        let new = &self.assignment;
-        let is_elsewhere = !old.server.connects_like(&new.server) || old.name != new.name;
+        let new = &mut self.assignment;
+        let connects_alike = matches!((&old.given, &new.given), (Ok(old), Ok(new)) if old == new);
+        if connects_alike {
+            // With the password that a command has printed.
+            new.given = old.given;
+        }
+        let is_elsewhere = !connects_alike || old.name != new.name;
         let has_other_repository =
             old.repository.conninfo().describe() != new.repository.conninfo().describe();
         if let Some(schedule) = &mut self.schedule {

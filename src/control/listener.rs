@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::permission::is_allowed;
 use super::protocol::{Answer, CHANNEL, Message, Request, parse};
-use crate::postgres::conninfo::{ConnInfo, causes};
+use crate::postgres::conninfo::ConnInfo;
 use crate::postgres::extension::{Powa, PowaVersion};
 use crate::postgres::session::{Session, SessionError, application_name};
+use crate::postgres::text::causes;
 use crate::schedule;
 
 /// An idle connection is tried this often, so that one whose peer vanished without a word is noticed.

@@ -1,33 +1,33 @@
 //! The repository's connections: a few for stores, and one for short questions that must not wait behind
 //! them. The listener's own is made by the listener.
 
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::{Connect, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
-use tokio::task::JoinHandle;
-use tokio_postgres::Client;
+use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult};
+use deadpool_postgres::ClientWrapper;
 
-use super::conninfo::{ConnInfo, causes};
-use super::session;
+use super::conninfo::ConnInfo;
+use super::session::{self, SessionError};
+use super::text::causes;
 
 /// Why there is no connection to the repository.
 #[derive(Debug, thiserror::Error)]
 pub enum RepositoryError {
-    #[error("connect to the repository {server}: {reason}")]
-    Connect { server: String, reason: String },
-    #[error("connect to the repository {server}: no connection within {} s", deadline.as_secs())]
-    Deadline { server: String, deadline: Duration },
+    #[error("the repository: {0}")]
+    Session(SessionError),
+    #[error("the repository: {0}")]
+    Pool(String),
 }
+
+/// A connection that goes back to where it came from when it is dropped.
+pub type Object = managed::Object<Sessions>;
 
 /// The repository, with the connections that are open to it.
 #[derive(Clone)]
 pub struct Repository {
     conninfo: ConnInfo,
-    stores: Pool,
-    questions: Pool,
-    deadline: Duration,
+    stores: managed::Pool<Sessions>,
+    questions: managed::Pool<Sessions>,
 }
 
 impl Repository {
@@ -38,7 +38,6 @@ impl Repository {
             stores: pool(&conninfo, max_connections, deadline),
             questions: pool(&conninfo, 1, deadline),
             conninfo,
-            deadline,
         }
     }
 
@@ -57,7 +56,7 @@ impl Repository {
     /// # Errors
     /// When a connection cannot be made.
     pub async fn store_connection(&self) -> Result<Object, RepositoryError> {
-        self.stores.get().await.map_err(|error| self.error(error))
+        self.stores.get().await.map_err(error)
     }
 
     /// A store connection if one is free at once, without waiting in line.
@@ -71,7 +70,7 @@ impl Repository {
     /// # Errors
     /// When it cannot be made.
     pub async fn question_connection(&self) -> Result<Object, RepositoryError> {
-        self.questions.get().await.map_err(|error| self.error(error))
+        self.questions.get().await.map_err(error)
     }
 
     /// Lets connections end once their present users are done.
@@ -79,43 +78,41 @@ impl Repository {
         self.stores.close();
         self.questions.close();
     }
+}
 
-    fn error(&self, error: PoolError) -> RepositoryError {
-        let server = self.conninfo.describe();
-        let reason = match error {
-            PoolError::Timeout(_) => {
-                return RepositoryError::Deadline { server, deadline: self.deadline };
-            }
-            PoolError::Backend(error) => causes(&error),
-            other => causes(&other),
-        };
-        RepositoryError::Connect { server, reason }
+fn error(error: PoolError<SessionError>) -> RepositoryError {
+    match error {
+        PoolError::Backend(error) => RepositoryError::Session(error),
+        other => RepositoryError::Pool(causes(&other)),
     }
 }
 
-fn pool(conninfo: &ConnInfo, max_size: usize, deadline: Duration) -> Pool {
-    let manager = Manager::from_connect(
-        conninfo.config().clone(),
-        Dial(Arc::new(conninfo.clone())),
-        ManagerConfig { recycling_method: RecyclingMethod::Fast },
-    );
-    Pool::builder(manager)
+fn pool(conninfo: &ConnInfo, max_size: usize, deadline: Duration) -> managed::Pool<Sessions> {
+    let sessions = Sessions { conninfo: conninfo.clone(), deadline };
+    managed::Pool::builder(sessions)
         .max_size(max_size)
-        .runtime(Runtime::Tokio1)
-        .create_timeout(Some(deadline))
-        .recycle_timeout(Some(deadline))
         .build()
-        .expect("a pool with timeouts has a runtime")
+        .expect("a pool without timeouts needs no runtime")
 }
 
-/// deadpool's way to our connecting.
-struct Dial(Arc<ConnInfo>);
+/// How deadpool comes by sessions with the repository.
+#[derive(Debug)]
+pub struct Sessions {
+    conninfo: ConnInfo,
+    /// For each address.
+    deadline: Duration,
+}
 
-type Dialled<'a> =
-    Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), tokio_postgres::Error>> + Send + 'a>>;
+impl managed::Manager for Sessions {
+    type Type = ClientWrapper;
+    type Error = SessionError;
 
-impl Connect for Dial {
-    fn connect(&self, _config: &tokio_postgres::Config) -> Dialled<'_> {
-        Box::pin(session::connect_pooled(&self.0, "PoWA collector"))
+    async fn create(&self) -> Result<ClientWrapper, SessionError> {
+        let (client, task) = session::open_pooled(&self.conninfo, "PoWA collector", self.deadline).await?;
+        Ok(ClientWrapper::new(client, task))
+    }
+
+    async fn recycle(&self, client: &mut ClientWrapper, _: &Metrics) -> RecycleResult<SessionError> {
+        if client.is_closed() { Err(RecycleError::message("the connection was closed")) } else { Ok(()) }
     }
 }

@@ -1,58 +1,79 @@
 //! Opening a session: the only place where connections are made. Each one has its name, its settings and
 //! what the server is before anybody else sees it, and a deadline over all of that.
 
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_postgres::config::SslMode;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Notification};
+use tokio_postgres::{AsyncMessage, Client, Connection, Notification};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::conninfo::{ConnInfo, causes};
+use super::advice::advice;
+use super::conninfo::ConnInfo;
+use super::conninfo::values::{CertificateMode, SessionAttrs};
+use super::dial::{self, DialError, Dialled, Failure, Line};
 use super::extension::{Powa, PowaVersion};
-use super::tls;
+use super::login::Wire;
+use super::text::causes;
 
 /// PostgreSQL keeps 63 bytes of `application_name`.
 const APPLICATION_NAME_BYTES: usize = 63;
-
-/// A peer that is gone is noticed after some 60 s of silence, where the system's default is two hours.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_RETRIES: u32 = 3;
 
 /// How long a request to cancel may take; what it cancels is given up either way.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Why a session could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    #[error("connect to {server}: {reason}")]
-    Connect {
-        server: String,
-        reason: String,
-        #[source]
-        source: Box<tokio_postgres::Error>,
-    },
-    #[error("connect to {server}: no answer within {} s", deadline.as_secs())]
-    Deadline { server: String, deadline: Duration },
+#[derive(Debug)]
+pub struct SessionError {
+    what: String,
+    advice: Vec<String>,
 }
 
 impl SessionError {
-    /// The server's own refusal, where there was one.
-    pub fn sql_state(&self) -> Option<&SqlState> {
-        match self {
-            Self::Connect { source, .. } => source.code(),
-            Self::Deadline { .. } => None,
+    /// `failures`: of each host that was tried.
+    fn new(conninfo: &ConnInfo, failures: &[Failure]) -> Self {
+        let hosts = failures.iter().map(|failure| failure.host.clone()).collect();
+        let server = ConnInfo { hosts, ..conninfo.clone() }.describe();
+        let reasons: Vec<String> = match failures {
+            [failure] => vec![failure.error.to_string()],
+            several => several.iter().map(|failure| format!("{}: {}", failure.host, failure.error)).collect(),
+        };
+        let mut advised: Vec<String> = Vec::new();
+        for line in failures.iter().flat_map(|failure| advice(&failure.error, conninfo)) {
+            if !advised.contains(&line) {
+                advised.push(line);
+            }
         }
+        Self { what: format!("connect to {server}: {}", reasons.join("; ")), advice: advised }
+    }
+
+    /// What happened, without what to do about it.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// What to do about it, in lines: SQL, a line of `pg_hba.conf`, or a remark behind `--`.
+    pub fn advice(&self) -> &[String] {
+        &self.advice
     }
 }
+
+impl fmt::Display for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        for line in &self.advice {
+            write!(f, "; {}", line.strip_prefix("-- ").unwrap_or(line))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for SessionError {}
 
 /// What a server says of itself when a session opens.
 #[derive(Debug, Clone)]
@@ -63,16 +84,34 @@ pub struct ServerFacts {
     pub version_num: i32,
     /// Whether the server hands out bytes of no known encoding.
     pub is_sql_ascii: bool,
+    /// Whether it replays another server's changes.
+    pub is_standby: bool,
+    /// Whether its transactions write nothing unless they ask to.
+    pub is_read_only: bool,
     /// PoWA in the connected database.
     pub powa: Option<Powa>,
+}
+
+impl ServerFacts {
+    fn fit(&self, attrs: SessionAttrs) -> bool {
+        let is_read_only = self.is_standby || self.is_read_only;
+        match attrs {
+            SessionAttrs::Any | SessionAttrs::PreferStandby => true,
+            SessionAttrs::ReadWrite => !is_read_only,
+            SessionAttrs::ReadOnly => is_read_only,
+            SessionAttrs::Primary => !self.is_standby,
+            SessionAttrs::Standby => self.is_standby,
+        }
+    }
 }
 
 /// A session with a server. Dropping it closes the connection.
 pub struct Session {
     pub client: Client,
     pub facts: ServerFacts,
+    conninfo: ConnInfo,
+    line: Line,
     closed: CancellationToken,
-    encrypted: bool,
     /// Ends the task that drives the connection, in case the peer no longer reads our farewell.
     _connection: DropGuard,
 }
@@ -109,24 +148,20 @@ impl Session {
         deadline: Duration,
         notifications: Option<mpsc::UnboundedSender<Notification>>,
     ) -> Result<Self, SessionError> {
-        let opening = async {
-            let end = CancellationToken::new();
-            let opened = connect(conninfo, application_name, notifications, end.clone()).await?;
-            let guard = end.drop_guard();
-            let facts = set_up(&opened.client).await?;
-            let closed = CancellationToken::new();
-            let task = opened.task;
-            let told = closed.clone().drop_guard();
-            tokio::spawn(async move {
-                let _told = told;
-                let _ = task.await;
-            });
-            Ok(Self { client: opened.client, facts, closed, encrypted: opened.encrypted, _connection: guard })
-        };
-        match timeout(deadline, opening).await {
-            Ok(result) => result.map_err(|error| connect_error(conninfo, error)),
-            Err(_) => Err(SessionError::Deadline { server: conninfo.describe(), deadline }),
-        }
+        let opened = open(conninfo, application_name, deadline, notifications).await?;
+        let closed = CancellationToken::new();
+        let (task, told) = (opened.task, closed.clone().drop_guard());
+        tokio::spawn(async move {
+            let _told = told;
+            let _ = task.await;
+        });
+        let (client, facts, line) = (opened.client, opened.facts, opened.line);
+        Ok(Self { client, facts, conninfo: conninfo.clone(), line, closed, _connection: opened.guard })
+    }
+
+    /// Another database of the very server that this session is with.
+    pub fn database(&self, dbname: &str) -> ConnInfo {
+        ConnInfo { hosts: vec![self.line.host()], ..self.conninfo.with_database(dbname) }
     }
 
     /// Completes when the connection has ended, whoever ended it.
@@ -137,16 +172,9 @@ impl Session {
     /// Asks the server to give up what it is doing for this session, so that nothing of ours goes on there.
     pub async fn cancel(&self) {
         let token = self.client.cancel_token();
-        let request = async {
-            if self.encrypted {
-                token.cancel_query(tls::unverified()).await
-            } else {
-                token.cancel_query(NoTls).await
-            }
-        };
-        match timeout(CANCEL_DEADLINE, request).await {
+        match timeout(CANCEL_DEADLINE, dial::cancel(&self.conninfo, &self.line, &token)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!("cancel request: {}", causes(&error)),
+            Ok(Err(error)) => tracing::debug!("cancel request: {error}"),
             Err(_) => tracing::debug!("cancel request: no answer"),
         }
     }
@@ -164,17 +192,72 @@ pub fn application_name(prefix: &str, name: &str) -> String {
 }
 
 /// Opens a session for deadpool, which keeps the task that drives the connection and aborts it with the client.
-pub(super) async fn connect_pooled(
+pub(super) async fn open_pooled(
     conninfo: &ConnInfo,
     application_name: &str,
-) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
-    let opened = connect(conninfo, application_name, None, CancellationToken::new()).await?;
-    set_up(&opened.client).await?;
+    deadline: Duration,
+) -> Result<(Client, JoinHandle<()>), SessionError> {
+    let opened = open(conninfo, application_name, deadline, None).await?;
+    opened.guard.disarm();
     Ok((opened.client, opened.task))
 }
 
-fn connect_error(conninfo: &ConnInfo, error: tokio_postgres::Error) -> SessionError {
-    SessionError::Connect { server: conninfo.describe(), reason: causes(&error), source: Box::new(error) }
+/// A session, and the task that drives its connection.
+struct Opened {
+    client: Client,
+    facts: ServerFacts,
+    line: Line,
+    task: JoinHandle<()>,
+    guard: DropGuard,
+}
+
+async fn open(
+    conninfo: &ConnInfo,
+    application_name: &str,
+    deadline: Duration,
+    notifications: Option<mpsc::UnboundedSender<Notification>>,
+) -> Result<Opened, SessionError> {
+    // A standby first, and if there is none, any.
+    let wishes: &[SessionAttrs] = match &conninfo.session_attrs {
+        SessionAttrs::PreferStandby => &[SessionAttrs::Standby, SessionAttrs::Any],
+        wish => std::slice::from_ref(wish),
+    };
+    let mut failures = Vec::new();
+    for wish in wishes {
+        let (wish, certificate_mode) = (*wish, conninfo.tls.certificate_mode);
+        let accept = |dialled| accept(dialled, wish, certificate_mode, notifications.clone()).boxed();
+        match dial::dial(conninfo, application_name, deadline, &accept).await {
+            Ok(opened) => return Ok(opened),
+            Err(failed) => failures = failed,
+        }
+    }
+    Err(SessionError::new(conninfo, &failures))
+}
+
+/// Makes a session of a connection, if the server is as it should be.
+async fn accept(
+    dialled: Dialled,
+    wish: SessionAttrs,
+    certificate_mode: CertificateMode,
+    notifications: Option<mpsc::UnboundedSender<Notification>>,
+) -> Result<Opened, DialError> {
+    let Dialled { client, connection, line } = dialled;
+    let end = CancellationToken::new();
+    let task = drive(connection, notifications, end.clone());
+    let guard = end.drop_guard();
+    let facts = set_up(&client).await.map_err(DialError::Admission)?;
+    if !facts.fit(wish) {
+        return Err(DialError::Attrs(wish));
+    }
+    if certificate_mode == CertificateMode::Require {
+        let statement = "SELECT client_dn IS NOT NULL FROM pg_catalog.pg_stat_ssl WHERE pid = \
+                         pg_catalog.pg_backend_pid()";
+        let asked = client.query_one(statement, &[]).await.map_err(DialError::Admission)?;
+        if !asked.get::<_, bool>(0) {
+            return Err(DialError::CertificateUnasked);
+        }
+    }
+    Ok(Opened { client, facts, line, task, guard })
 }
 
 /// Gives a new session its settings and asks what the server is, in one round trip.
@@ -193,71 +276,18 @@ async fn set_up(client: &Client) -> Result<ServerFacts, tokio_postgres::Error> {
         version: row.get("version"),
         version_num: row.get("version_num"),
         is_sql_ascii: encoding == "SQL_ASCII",
+        is_standby: row.get("is_standby"),
+        is_read_only: row.get("is_read_only"),
         powa,
     })
 }
 
-struct Opened {
-    client: Client,
-    task: JoinHandle<()>,
-    encrypted: bool,
-}
-
-/// `sslmode=prefer` goes on without TLS when the server has none, and also when TLS fails or the server's
-/// `pg_hba.conf` allows this client only without it.
-async fn connect(
-    conninfo: &ConnInfo,
-    application_name: &str,
-    notifications: Option<mpsc::UnboundedSender<Notification>>,
-    end: CancellationToken,
-) -> Result<Opened, tokio_postgres::Error> {
-    let mut config = conninfo.config().clone();
-    config
-        .application_name(application_name)
-        .keepalives_idle(KEEPALIVE_IDLE)
-        .keepalives_interval(KEEPALIVE_INTERVAL)
-        .keepalives_retries(KEEPALIVE_RETRIES);
-    let mode = conninfo.ssl_mode();
-    if mode != SslMode::Disable {
-        config.ssl_mode(mode);
-        match config.connect(tls::unverified()).await {
-            Ok((client, connection)) => {
-                let task = drive(connection, notifications, end);
-                return Ok(Opened { client, task, encrypted: true });
-            }
-            Err(error) if mode == SslMode::Prefer && may_work_without_tls(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    config.ssl_mode(SslMode::Disable);
-    connect_plain(&config, notifications, end).await
-}
-
-async fn connect_plain(
-    config: &Config,
-    notifications: Option<mpsc::UnboundedSender<Notification>>,
-    end: CancellationToken,
-) -> Result<Opened, tokio_postgres::Error> {
-    let (client, connection) = config.connect(NoTls).await?;
-    let task = drive(connection, notifications, end);
-    Ok(Opened { client, task, encrypted: false })
-}
-
-fn may_work_without_tls(error: &tokio_postgres::Error) -> bool {
-    error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
-        || error.to_string().starts_with("error performing TLS")
-}
-
 /// Drives a connection until it ends or is told to.
-fn drive<S, T>(
-    mut connection: Connection<S, T>,
+fn drive(
+    mut connection: Connection<Wire, Wire>,
     notifications: Option<mpsc::UnboundedSender<Notification>>,
     end: CancellationToken,
-) -> JoinHandle<()>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) -> JoinHandle<()> {
     tokio::spawn(async move {
         let driven = async {
             while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {

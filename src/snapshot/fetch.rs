@@ -20,9 +20,10 @@ use super::plan::{Plan, Refresh};
 use super::reading::{self, Database, Reading};
 use super::spool::{Spool, SpoolError};
 use crate::config::Settings;
-use crate::postgres::conninfo::{ConnInfo, causes, one_line};
+use crate::postgres::conninfo::ConnInfo;
 use crate::postgres::extension::{self, PowaVersion};
 use crate::postgres::session::{Session, SessionError, ends_connection, start};
+use crate::postgres::text::{causes, one_line};
 
 /// How much of a datasource is gathered before it goes to the spool, in bytes.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -92,7 +93,7 @@ impl Remote {
     }
 
     fn database(&self) -> String {
-        self.conninfo.database().unwrap_or_default().to_owned()
+        self.conninfo.dbname.clone()
     }
 
     /// Prepares statements that are not prepared yet, in one round trip. Gives those that the server refuses,
@@ -352,7 +353,7 @@ async fn read_database(
     stop: &CancellationToken,
     spool: &Mutex<Spool>,
 ) -> Result<(), FetchError> {
-    let conninfo = remote.conninfo.with_database(&database.name);
+    let conninfo = remote.session.database(&database.name);
     let opening = Remote::open(conninfo, remote.application_name.clone(), settings.timeouts.connect);
     let mut here = match stop.run_until_cancelled(opening).await {
         None => return Err(FetchError::Stopped),

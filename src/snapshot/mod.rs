@@ -10,7 +10,6 @@ pub mod versions;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use deadpool_postgres::Object;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +19,7 @@ use self::spool::SpoolError;
 use self::store::StoreError;
 use crate::config::Settings;
 use crate::postgres::extension::{self, Extension, Powa};
-use crate::postgres::repository::{Repository, RepositoryError};
+use crate::postgres::repository::{Object, Repository, RepositoryError};
 use crate::postgres::session::application_name;
 use crate::postgres::session::ends_connection;
 use crate::server::{self, Server, ServerId};

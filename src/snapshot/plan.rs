@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use deadpool_postgres::Object;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use crate::postgres::conninfo::causes;
 use crate::postgres::extension::{self, Extension, Powa, Table, in_schema};
+use crate::postgres::repository::Object;
+use crate::postgres::text::causes;
 use crate::server::ServerId;
 
 /// The parts of one snapshot.

@@ -5,15 +5,15 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use deadpool_postgres::Object;
 use futures_util::SinkExt;
 use tokio::time::timeout;
 use tokio_postgres::{CopyInSink, Error};
 
 use super::spool::{Part, Spool, SpoolError};
-use crate::postgres::conninfo::causes;
 use crate::postgres::extension::{Powa, Table, in_schema};
+use crate::postgres::repository::Object;
 use crate::postgres::session::ends_connection;
+use crate::postgres::text::causes;
 use crate::server::ServerId;
 
 /// Why a snapshot could not be stored. Nothing of it is in the repository then.

@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 
-use deadpool_postgres::Object;
 use tokio_postgres::Error;
 
 use super::fetch::Remote;
 use crate::postgres::extension::{self, Extension, Powa, in_schema};
+use crate::postgres::repository::Object;
 use crate::server::ServerId;
 
 /// The one extension that need not be created: PoWA uses it where it is available.

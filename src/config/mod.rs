@@ -3,25 +3,34 @@
 //! A [`Configuration`] that exists is valid. Everything that can be wrong is found here, at once, and said
 //! with the file, the line where there is one, and the key.
 
+pub mod servers;
+
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use config::{Environment, File, FileFormat};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::postgres::conninfo::{ConnInfo, Secret};
+use self::servers::{RawServers, ServerOptions};
+use crate::postgres::conninfo::environment::Environment as LibpqEnvironment;
+use crate::postgres::conninfo::{ConnInfo, Given};
+use crate::postgres::secret::Secret;
 
 /// Environment variables: `POWA_COLLECTOR_` and the key, with `__` for each dot.
 const ENVIRONMENT_PREFIX: &str = "POWA_COLLECTOR";
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 14] = [
+pub const KEYS: [&str; 18] = [
     "repository.dsn",
+    "repository.password_command",
     "repository.max_connections",
+    "servers.defaults",
+    "servers.by_name",
     "use_server_alias",
     "debug",
     "servers_refresh_interval",
@@ -31,18 +40,22 @@ pub const KEYS: [&str; 14] = [
     "spool.memory_limit",
     "spool.directory",
     "timeouts.connect",
+    "timeouts.password_command",
     "timeouts.query",
     "timeouts.fetch",
     "timeouts.store",
 ];
+
+/// What precedes an option of libpq's that is a default for all servers.
+const DEFAULTS: &str = "servers.defaults.";
 
 /// A valid configuration.
 #[derive(Debug, Clone)]
 pub struct Configuration {
     /// Where the repository is.
     pub repository: ConnInfo,
-    /// The string that `repository` was read from, to tell whether it changed.
-    repository_dsn: Secret,
+    /// How to connect to servers, beyond what `powa_servers` says.
+    pub servers: Arc<ServerOptions>,
     pub settings: Settings,
     /// Whether servers are named by their alias where they have one.
     pub use_server_alias: bool,
@@ -73,8 +86,11 @@ pub struct Settings {
 /// How long each kind of wait may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Opening a connection: name, TCP, TLS, login and the first question.
+    /// Opening a connection, for each address that is tried: TCP, TLS and login, and again for its name and
+    /// for the first question.
     pub connect: Duration,
+    /// A run of a `password_command`.
+    pub password_command: Duration,
     /// One short question, to either side.
     pub query: Duration,
     /// All that is read from one database of a server.
@@ -95,7 +111,7 @@ pub enum ConfigurationError {
     #[error("{}: line {line}: key {key}: {reason}", file.display())]
     WrongType { file: PathBuf, line: usize, key: String, reason: String },
     #[error("{place}: key {key}: {reason}")]
-    Value { place: String, key: &'static str, reason: String },
+    Value { place: String, key: String, reason: String },
     #[error("environment variable {variable}: {reason}")]
     Environment { variable: String, reason: String },
 }
@@ -117,6 +133,7 @@ pub struct Loaded {
 #[serde(default)]
 struct Raw {
     repository: RawRepository,
+    servers: RawServers,
     use_server_alias: bool,
     debug: bool,
     servers_refresh_interval: Option<u64>,
@@ -130,6 +147,7 @@ struct Raw {
 #[serde(default)]
 struct RawRepository {
     dsn: Option<Secret>,
+    password_command: Option<Value>,
     max_connections: Option<u64>,
 }
 
@@ -151,6 +169,7 @@ struct RawSpool {
 #[serde(default)]
 struct RawTimeouts {
     connect: Option<u64>,
+    password_command: Option<u64>,
     query: Option<u64>,
     fetch: Option<u64>,
     store: Option<u64>,
@@ -210,7 +229,14 @@ fn read(
             warnings.push(format!("environment variable {name}: unknown key {key}: {advice}"));
         }
     }
-    let raw = merge(text, &variables)?;
+    // The values of options are texts, also where they look like numbers: they are not parsed.
+    let (options, variables): (Vec<_>, Vec<_>) =
+        variables.into_iter().partition(|(name, _)| key_of_variable(name).starts_with(DEFAULTS));
+    let mut raw = merge(text, &variables)?;
+    for (name, value) in options {
+        let option = key_of_variable(&name)[DEFAULTS.len()..].to_owned();
+        raw.servers.defaults.insert(option, Value::String(value));
+    }
     let place = match &file {
         Some(file) => file.display().to_string(),
         None => "environment".to_owned(),
@@ -289,7 +315,10 @@ fn key_of_variable(name: &str) -> String {
 }
 
 fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuration, ConfigurationError> {
-    let wrong = |key, reason: String| ConfigurationError::Value { place: place.to_owned(), key, reason };
+    let wrong = |key: &str, reason: String| {
+        let (place, key) = (place.to_owned(), key.to_owned());
+        ConfigurationError::Value { place, key, reason }
+    };
     let count = |key, value: Option<u64>, default: u64, least: u64, most: u64| {
         let value = value.unwrap_or(default);
         if (least..=most).contains(&value) {
@@ -312,11 +341,16 @@ fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuratio
                 .to_owned(),
         )
     })?;
-    let repository = ConnInfo::parse(&dsn).map_err(|error| wrong("repository.dsn", error.to_string()))?;
+    let connect = seconds("timeouts.connect", raw.timeouts.connect, 10, 1)?;
+    let password_command = seconds("timeouts.password_command", raw.timeouts.password_command, 10, 1)?;
+    let repository = repository(&dsn, raw.repository.password_command.as_ref(), password_command)
+        .map_err(|(key, reason)| wrong(key, reason))?;
+    let servers = ServerOptions::read(&raw.servers, password_command)
+        .map_err(|error| wrong(&error.key, error.reason))?;
     let refresh = seconds("servers_refresh_interval", raw.servers_refresh_interval, 60, 0)?;
     Ok(Configuration {
         repository,
-        repository_dsn: dsn,
+        servers: Arc::new(servers),
         settings: Settings {
             max_connections: size("repository.max_connections", raw.repository.max_connections, 4, 1, 100)?,
             database_connections: size(
@@ -330,7 +364,8 @@ fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuratio
             spool_memory_limit: size("spool.memory_limit", raw.spool.memory_limit, 2 << 20, 0, 1 << 30)?,
             spool_directory: raw.spool.directory.unwrap_or_else(temporary_directory),
             timeouts: Timeouts {
-                connect: seconds("timeouts.connect", raw.timeouts.connect, 10, 1)?,
+                connect,
+                password_command,
                 query: seconds("timeouts.query", raw.timeouts.query, 30, 1)?,
                 fetch: seconds("timeouts.fetch", raw.timeouts.fetch, 300, 1)?,
                 store: seconds("timeouts.store", raw.timeouts.store, 900, 1)?,
@@ -342,6 +377,25 @@ fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuratio
         shutdown_timeout: seconds("shutdown_timeout", raw.shutdown_timeout, 30, 0)?,
         file,
     })
+}
+
+/// How to connect to the repository; what is wrong comes with its key.
+fn repository(
+    dsn: &Secret,
+    command: Option<&Value>,
+    deadline: Duration,
+) -> Result<ConnInfo, (&'static str, String)> {
+    let mut given = Given::by_string(dsn).map_err(|error| ("repository.dsn", error.to_string()))?;
+    if let Some(command) = command {
+        let key = "repository.password_command";
+        if given.options.filled("password").is_some() {
+            return Err((key, "repository.dsn has a password besides; leave one of the two out".to_owned()));
+        }
+        given.password_command =
+            servers::password_command(command, deadline).map_err(|reason| (key, reason))?;
+    }
+    ConnInfo::new(&given, &LibpqEnvironment::of_process())
+        .map_err(|error| ("repository.dsn", error.to_string()))
 }
 
 /// `/tmp` may be memory; spool files are there to save memory.
@@ -372,8 +426,11 @@ fn keys_of(value: &Value) -> BTreeSet<String> {
 
 /// What to say of a key that is not known.
 fn unknown_key(key: &str) -> Option<String> {
-    if KEYS.contains(&key) {
+    if KEYS.contains(&key) || key.starts_with(DEFAULTS) {
         return None;
+    }
+    if key.starts_with("servers.by_name.") {
+        return Some("ignored; a server's name can have a dot: give its options in the file".to_owned());
     }
     let nearest = KEYS
         .into_iter()
@@ -388,11 +445,14 @@ pub fn differences(old: &Configuration, new: &Configuration) -> Vec<String> {
         (old != new).then(|| format!("{key}: {old:?} becomes {new:?}"))
     }
     let (was, is) = (&old.settings, &new.settings);
-    let dsn = old.differs_in_repository(new).then(|| {
-        format!("repository.dsn: {} becomes {}", old.repository.describe(), new.repository.describe())
+    let repository = old.differs_in_repository(new).then(|| {
+        match (old.repository.describe(), new.repository.describe()) {
+            (old, new) if old == new => format!("repository.dsn: the way to connect to {new} changes"),
+            (old, new) => format!("repository.dsn: {old} becomes {new}"),
+        }
     });
-    [
-        dsn,
+    let mut told: Vec<String> = [
+        repository,
         changed("repository.max_connections", &was.max_connections, &is.max_connections),
         changed("use_server_alias", &old.use_server_alias, &new.use_server_alias),
         changed("debug", &old.debug, &new.debug),
@@ -406,13 +466,15 @@ pub fn differences(old: &Configuration, new: &Configuration) -> Vec<String> {
     ]
     .into_iter()
     .flatten()
-    .collect()
+    .collect();
+    told.extend(old.servers.differences(&new.servers));
+    told
 }
 
 impl Configuration {
     /// Whether the repository is another one, or is reached in another way.
     pub fn differs_in_repository(&self, other: &Self) -> bool {
-        self.repository_dsn != other.repository_dsn
+        self.repository != other.repository
     }
 }
 
@@ -430,7 +492,7 @@ mod tests {
 
     #[test]
     fn the_shipped_file_is_valid_and_shows_the_defaults() {
-        let shipped = include_str!("../powa-collector.conf-dist");
+        let shipped = include_str!("../../powa-collector.conf-dist");
         let loaded = from_file(shipped).unwrap();
         assert_eq!(loaded.warnings, Vec::<String>::new());
         let minimal = from_file(r#"{"repository": {"dsn": "postgresql:///powa"}}"#).unwrap();
@@ -443,11 +505,44 @@ mod tests {
 
     #[test]
     fn the_readme_has_a_row_for_every_key_and_no_other() {
-        let readme = include_str!("../README.md");
-        let section = readme.split("## Configuration").nth(1).unwrap().split("\n## ").next().unwrap();
+        let readme = include_str!("../../README.md");
+        let section = readme.split("## Configuration").nth(1).unwrap().split("\n### ").next().unwrap();
         let rows: Vec<&str> =
             section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
         assert_eq!(rows, KEYS);
+    }
+
+    #[test]
+    fn the_readmes_example_is_valid() {
+        let readme = include_str!("../../README.md");
+        let begin = readme.find("\n    {\n").unwrap();
+        let end = begin + readme[begin..].find("\n    }\n").unwrap() + "\n    }\n".len();
+        let loaded = from_file(&readme[begin..end]).unwrap();
+        assert_eq!(loaded.warnings, Vec::<String>::new());
+    }
+
+    /// Neither its dot nor its capital has a meaning in a server's name.
+    #[test]
+    fn names_of_servers_stay_as_they_are() {
+        let text = r#"{"repository": {"dsn": ""}, "servers": {"by_name": {"DB1.Example.org:5433": {"sslmode": "require"}}}}"#;
+        let variable = ("POWA_COLLECTOR_SERVERS__DEFAULTS__PASSWORD".to_owned(), "007".to_owned());
+        let loaded = read(Some(PathBuf::from("f.conf")), Some(text), vec![variable]).unwrap();
+        assert_eq!(loaded.warnings, Vec::<String>::new());
+        let servers = &loaded.configuration.servers;
+        assert_eq!(servers.unused(&[]), ["DB1.Example.org:5433"]);
+        let server = crate::server::Server {
+            id: crate::server::ServerId(1),
+            hostname: "DB1.Example.org".into(),
+            port: 5433,
+            username: "u".into(),
+            password: None,
+            dbname: "d".into(),
+            frequency: Duration::from_secs(5),
+            alias: None,
+            is_registered: true,
+        };
+        let given = servers.given(&server).unwrap().options;
+        assert_eq!((given.get("sslmode"), given.get("password")), (Some("require"), Some("007")));
     }
 
     #[test]
@@ -467,10 +562,12 @@ mod tests {
 
     #[test]
     fn every_key_can_be_set_and_a_wrong_type_is_named_with_its_line() {
-        for key in KEYS {
+        // What may be of several types is looked at later, without the line.
+        for key in KEYS.into_iter().filter(|key| *key != "repository.password_command") {
+            let wrong = if key.starts_with("servers.") { "1" } else { "[]" };
             let text = match key.split_once('.') {
-                Some((section, name)) => format!("{{\n\"{section}\": {{\n\"{name}\": []}}}}"),
-                None => format!("{{\n\n\"{key}\": []}}"),
+                Some((section, name)) => format!("{{\n\"{section}\": {{\n\"{name}\": {wrong}}}}}"),
+                None => format!("{{\n\n\"{key}\": {wrong}}}"),
             };
             let message = message(&text);
             assert!(message.starts_with(&format!("f.conf: line 3: key {key}: ")), "{message}");
@@ -482,8 +579,9 @@ mod tests {
         assert!(message("{\n\"debug\": tru}").starts_with("f.conf: line 2, column 13: not valid JSON"));
         assert!(message("{}").starts_with("f.conf: key repository.dsn: missing"));
         assert!(
-            message(r#"{"repository": {"dsn": "host=a nonsense=1"}}"#)
-                .starts_with("f.conf: key repository.dsn: the connection string is not valid")
+            message(r#"{"repository": {"dsn": "host=a nonsense=1"}}"#).starts_with(
+                "f.conf: key repository.dsn: character 8 of the connection string: libpq has no"
+            )
         );
         assert!(
             message(r#"{"repository": {"dsn": "", "max_connections": 0}}"#)
@@ -519,14 +617,14 @@ mod tests {
             ],
         )
         .unwrap();
-        assert_eq!(loaded.configuration.repository.describe(), "b:5432/d");
+        assert_eq!(loaded.configuration.repository.hosts[0].to_string(), "b:5432");
         assert!(loaded.configuration.debug);
         assert_eq!(loaded.configuration.settings.max_connections, 7);
         assert_eq!(loaded.warnings.len(), 1);
         assert!(loaded.warnings[0].contains("POWA_COLLECTOR_DEBUGG"));
 
         let alone = read(None, None, vec![variable("POWA_COLLECTOR_REPOSITORY__DSN", "host=c")]);
-        assert_eq!(alone.unwrap().configuration.repository.describe(), "c:5432");
+        assert_eq!(alone.unwrap().configuration.repository.hosts[0].to_string(), "c:5432");
 
         let wrong = read(
             Some(PathBuf::from("f.conf")),

@@ -1,0 +1,89 @@
+//! What to do about a connection that cannot be opened.
+
+use tokio_postgres::error::SqlState;
+
+use super::conninfo::ConnInfo;
+use super::dial::DialError;
+use super::extension::quote_identifier;
+use super::login::LoginError;
+use super::text::causes;
+
+/// Lines to follow: SQL, a line of `pg_hba.conf`, or a remark behind `--`. None where the error says all.
+pub fn advice(error: &DialError, conninfo: &ConnInfo) -> Vec<String> {
+    let remark = |text: &str| vec![format!("-- {text}")];
+    match error {
+        DialError::Resolve(_) => remark("is the name right? hostaddr gives an address without asking for it"),
+        DialError::Connect(_) | DialError::Deadline(_) => remark(
+            "is the server running there, does listen_addresses include that address, does a firewall let the \
+             connection through?",
+        ),
+        DialError::Tls(error) => error.advice(&conninfo.tls).iter().flat_map(|it| remark(it)).collect(),
+        DialError::Login(LoginError::Unsupported(_)) => {
+            remark("let it in by scram-sha-256 in the server's pg_hba.conf, or by cert")
+        }
+        DialError::Login(_) => remark("change the method in the server's pg_hba.conf, or require_auth"),
+        DialError::NoPassword { ignored: None } => remark(
+            "give it by password_command in the configuration, in the password file ~/.pgpass, or in powa_servers",
+        ),
+        DialError::NoBinding(_) => {
+            remark("let it in by scram-sha-256 over TLS, or be content with channel_binding=prefer")
+        }
+        DialError::Server(error) | DialError::Admission(error) => match error.code() {
+            Some(state) => of_refusal(state, &causes(error), conninfo),
+            None => remark("is it a PostgreSQL server? its log may say more"),
+        },
+        DialError::Both { first, second, .. } => {
+            let first = advice(first, conninfo);
+            if first.is_empty() { advice(second, conninfo) } else { first }
+        }
+        DialError::Attrs(_)
+        | DialError::Command(_)
+        | DialError::NoPassword { .. }
+        | DialError::Peer { .. }
+        | DialError::CertificateUnasked => Vec::new(),
+    }
+}
+
+/// What the server itself says is known by its code; its words are for the details.
+fn of_refusal(state: &SqlState, message: &str, conninfo: &ConnInfo) -> Vec<String> {
+    let user = quote_identifier(&conninfo.user);
+    let database = quote_identifier(&conninfo.dbname);
+    if *state == SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
+        if message.contains("pg_hba.conf") {
+            let address = message.split("host \"").nth(1).and_then(|rest| rest.split('"').next());
+            let from = match address {
+                Some(address) if address.contains(':') => format!("{address}/128"),
+                Some(address) => format!("{address}/32"),
+                None => "ADDRESS".to_owned(),
+            };
+            return vec![
+                "-- add to the server's pg_hba.conf, then SELECT pg_reload_conf();".to_owned(),
+                format!("host  {database}  {user}  {from}  scram-sha-256"),
+            ];
+        }
+        if message.contains("requires a valid client certificate") {
+            return vec!["-- name a certificate that the server trusts by sslcert and sslkey".to_owned()];
+        }
+        if message.contains("certificate authentication failed") {
+            return vec![format!(
+                "-- the certificate's common name must be {user}, or pg_ident.conf must map it to that"
+            )];
+        }
+        return vec![format!("CREATE ROLE {user} LOGIN;")];
+    }
+    if *state == SqlState::INVALID_PASSWORD {
+        return vec![format!("ALTER ROLE {user} PASSWORD '…';   -- or correct the one that is configured")];
+    }
+    if *state == SqlState::INVALID_CATALOG_NAME {
+        return vec![format!("CREATE DATABASE {database};")];
+    }
+    if *state == SqlState::INSUFFICIENT_PRIVILEGE {
+        return vec![format!("GRANT CONNECT ON DATABASE {database} TO {user};")];
+    }
+    if *state == SqlState::TOO_MANY_CONNECTIONS {
+        return vec![
+            "-- max_connections of the server, or of the role or the database, is reached".to_owned(),
+        ];
+    }
+    Vec::new()
+}
