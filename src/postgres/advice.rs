@@ -3,8 +3,8 @@
 use tokio_postgres::error::SqlState;
 
 use super::conninfo::ConnInfo;
-use super::dial::DialError;
 use super::extension::quote_identifier;
+use super::failure::DialError;
 use super::login::LoginError;
 use super::text::causes;
 

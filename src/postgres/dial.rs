@@ -3,114 +3,26 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net as unix;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use nix::unistd::{Uid, User};
 use rand::seq::SliceRandom;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::{CancelToken, Client, Config, Connection, config};
 
 use super::conninfo::passfile::{self, Lookup};
-use super::conninfo::values::{ChannelBinding, Host, Keepalive, SessionAttrs, SslMode, SslNegotiation};
+use super::conninfo::values::{ChannelBinding, Host, SslMode};
 use super::conninfo::{ConnInfo, Password};
-use super::login::{Duplex, LoginError, Ready, Wire};
-use super::password_command::PasswordCommandError;
+use super::failure::DialError;
+use super::login::{LoginError, Ready, Wire};
 use super::secret::Secret;
-use super::text::causes;
-use super::tls::{self, TlsError};
-
-/// A peer that is gone is noticed after some 60 s of silence, where the system's default is two hours.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_COUNT: u32 = 3;
+use super::socket::{self, Address};
+use super::tls;
 
 /// The least that libpq makes of `connect_timeout`.
 const LEAST_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What a client sends to ask for TLS: the length, and a number that no version of the protocol has.
-const TLS_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
-
-/// Why there is no connection with one address of one host.
-#[derive(Debug, thiserror::Error)]
-pub enum DialError {
-    #[error("no address: {0}")]
-    Resolve(io::Error),
-    #[error("{0}")]
-    Connect(io::Error),
-    #[error("no answer within {} s", .0.as_secs())]
-    Deadline(Duration),
-    #[error("option requirepeer: the server runs as {found:?}, and not as {wanted:?}")]
-    Peer { wanted: String, found: String },
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    #[error(transparent)]
-    Login(LoginError),
-    /// The login failed.
-    #[error("{}", causes(.0))]
-    Server(tokio_postgres::Error),
-    /// The login did not fail, but what comes after: the database, the number of connections.
-    #[error("{}", causes(.0))]
-    Admission(tokio_postgres::Error),
-    #[error("the server asks for a password, and none is given{}", ignored.as_deref().unwrap_or_default())]
-    NoPassword { ignored: Option<String> },
-    #[error("option channel_binding: require, and {0}")]
-    NoBinding(&'static str),
-    #[error(transparent)]
-    Command(#[from] PasswordCommandError),
-    #[error("option target_session_attrs: the server is not {0}")]
-    Attrs(SessionAttrs),
-    #[error("option sslcertmode: require, and the server has not asked for our certificate")]
-    CertificateUnasked,
-    /// With TLS and without, neither way was good.
-    #[error("{first}; and {} TLS: {second}", if *ends_with_tls { "with" } else { "without" })]
-    Both { first: Box<DialError>, second: Box<DialError>, ends_with_tls: bool },
-}
-
-impl DialError {
-    /// The server's own refusal, where there was one.
-    pub fn sql_state(&self) -> Option<&SqlState> {
-        match self {
-            Self::Server(error) | Self::Admission(error) => error.code(),
-            Self::Both { first, second, .. } => first.sql_state().or(second.sql_state()),
-            _ => None,
-        }
-    }
-
-    /// Whether libpq goes on to the next host: one that answers and lets nobody in is the last one tried.
-    fn tries_next_host(&self) -> bool {
-        match self {
-            Self::Resolve(_) | Self::Connect(_) | Self::Deadline(_) | Self::Attrs(_) => true,
-            Self::Server(_) | Self::Admission(_) => self.sql_state() == Some(&SqlState::CANNOT_CONNECT_NOW),
-            _ => false,
-        }
-    }
-
-    /// Whether nobody has answered.
-    fn is_silence(&self) -> bool {
-        matches!(self, Self::Resolve(_) | Self::Connect(_) | Self::Deadline(_))
-    }
-
-    /// Whether the other of TLS and no TLS may do better.
-    fn may_depend_on_tls(&self) -> bool {
-        match self {
-            Self::Tls(error) => {
-                !matches!(error, TlsError::Option { .. } | TlsError::File { .. } | TlsError::Early)
-            }
-            Self::Server(error) => error.code().is_some_and(|state| *state != SqlState::CANNOT_CONNECT_NOW),
-            Self::Login(_) => true,
-            _ => false,
-        }
-    }
-}
 
 /// A connection that is logged in.
 pub struct Dialled {
@@ -140,12 +52,6 @@ impl Line {
         };
         Host { address, ..self.host.clone() }
     }
-}
-
-#[derive(Debug, Clone)]
-enum Address {
-    Tcp(SocketAddr),
-    Unix(unix::SocketAddr),
 }
 
 /// Why a host does not serve.
@@ -201,7 +107,7 @@ async fn try_host<T>(
     accept: Accept<'_, T>,
 ) -> Result<T, DialError> {
     let mut worst: Option<DialError> = None;
-    for address in within(deadline, addresses(host, conninfo.balances_hosts)).await? {
+    for address in within(deadline, socket::addresses(host, conninfo.balances_hosts)).await? {
         let attempt = async {
             let dialled = try_address(conninfo, host, &address, application_name, deadline).await?;
             within(deadline, accept(dialled)).await
@@ -226,28 +132,6 @@ async fn within<T>(
     doing: impl Future<Output = Result<T, DialError>>,
 ) -> Result<T, DialError> {
     timeout(deadline, doing).await.unwrap_or(Err(DialError::Deadline(deadline)))
-}
-
-/// Where a host is. A name may stand for several addresses.
-async fn addresses(host: &Host, shuffles: bool) -> Result<Vec<Address>, DialError> {
-    if host.is_socket() {
-        let file = format!("{}/.s.PGSQL.{}", host.name, host.port);
-        let address = match file.strip_prefix('@') {
-            Some(name) => unix::SocketAddr::from_abstract_name(name),
-            None => unix::SocketAddr::from_pathname(&file),
-        };
-        return Ok(vec![Address::Unix(address.map_err(DialError::Connect)?)]);
-    }
-    let name = host.address.as_deref().unwrap_or(&host.name);
-    let found = lookup_host((name, host.port)).await.map_err(DialError::Resolve)?;
-    let mut found: Vec<Address> = found.map(Address::Tcp).collect();
-    if shuffles {
-        found.shuffle(&mut rand::rng());
-    }
-    if found.is_empty() {
-        return Err(DialError::Resolve(io::Error::other("the name has none")));
-    }
-    Ok(found)
 }
 
 /// How one address is tried.
@@ -348,7 +232,7 @@ impl Attempt<'_> {
         is_encrypted: &mut bool,
     ) -> Result<Dialled, DialError> {
         let conninfo = self.conninfo;
-        let opened = open(conninfo, self.host, self.address, with_tls).await?;
+        let opened = socket::open(conninfo, self.host, self.address, with_tls).await?;
         *is_encrypted = opened.is_encrypted;
         let must_bind = conninfo.channel_binding == ChannelBinding::Require;
         if must_bind && opened.channel_binding.is_none() {
@@ -429,87 +313,12 @@ fn login_error(error: tokio_postgres::Error, is_in: bool, must_bind: bool) -> Di
     DialError::Server(error)
 }
 
-/// A connection on which PostgreSQL's own protocol may begin.
-struct Opened {
-    stream: Box<dyn Duplex>,
-    is_encrypted: bool,
-    channel_binding: Option<Vec<u8>>,
-}
-
-async fn open(
-    conninfo: &ConnInfo,
-    host: &Host,
-    address: &Address,
-    with_tls: bool,
-) -> Result<Opened, DialError> {
-    let plain = |stream| Opened { stream, is_encrypted: false, channel_binding: None };
-    let address = match address {
-        Address::Tcp(address) => address,
-        Address::Unix(address) => {
-            let stream =
-                UnixStream::connect_addr(&address.clone().into()).await.map_err(DialError::Connect)?;
-            if let Some(wanted) = &conninfo.peer {
-                check_peer(&stream, wanted)?;
-            }
-            return Ok(plain(Box::new(stream)));
-        }
-    };
-    let mut stream = TcpStream::connect(address).await.map_err(DialError::Connect)?;
-    keep_alive(&stream, &conninfo.keepalive).map_err(DialError::Connect)?;
-    if !with_tls {
-        return Ok(plain(Box::new(stream)));
-    }
-    if conninfo.tls.negotiation == SslNegotiation::Postgres {
-        stream.write_all(&TLS_REQUEST).await.map_err(DialError::Connect)?;
-        match stream.read_u8().await.map_err(DialError::Connect)? {
-            b'S' => {}
-            // Without TLS, this same connection serves.
-            b'N' if conninfo.tls.mode <= SslMode::Prefer => return Ok(plain(Box::new(stream))),
-            b'N' => return Err(TlsError::Refused(conninfo.tls.mode).into()),
-            answer => return Err(TlsError::Answer(answer).into()),
-        }
-        // Bytes that somebody on the line put before the handshake would be taken for what comes after it.
-        if stream.try_read(&mut [0]).is_ok_and(|read| read > 0) {
-            return Err(TlsError::Early.into());
-        }
-    }
-    let secured = tls::secure(stream, host, &conninfo.tls).await?;
-    Ok(Opened {
-        stream: Box::new(secured.stream),
-        is_encrypted: true,
-        channel_binding: secured.channel_binding,
-    })
-}
-
-fn check_peer(stream: &UnixStream, wanted: &str) -> Result<(), DialError> {
-    let uid = stream.peer_cred().map_err(DialError::Connect)?.uid();
-    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-    let found = user.map_or_else(|| format!("user {uid}"), |user| user.name);
-    if found == wanted { Ok(()) } else { Err(DialError::Peer { wanted: wanted.to_owned(), found }) }
-}
-
-fn keep_alive(stream: &TcpStream, keepalive: &Keepalive) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    if keepalive.is_on {
-        let settings = TcpKeepalive::new()
-            .with_time(keepalive.idle.unwrap_or(KEEPALIVE_IDLE))
-            .with_interval(keepalive.interval.unwrap_or(KEEPALIVE_INTERVAL))
-            .with_retries(keepalive.count.unwrap_or(KEEPALIVE_COUNT));
-        socket.set_tcp_keepalive(&settings)?;
-    }
-    if keepalive.user_timeout.is_some() {
-        socket.set_tcp_user_timeout(keepalive.user_timeout)?;
-    }
-    Ok(())
-}
-
 /// Sends a cancel request the way the connection went that it is about.
 ///
 /// # Errors
 /// When the server cannot be reached that way.
 pub async fn cancel(conninfo: &ConnInfo, line: &Line, token: &CancelToken) -> Result<(), DialError> {
-    let opened = open(conninfo, &line.host, &line.address, line.is_encrypted).await?;
+    let opened = socket::open(conninfo, &line.host, &line.address, line.is_encrypted).await?;
     let nobody = Arc::new(AtomicBool::new(false));
     let wire = Wire::new(opened.stream, None, conninfo.require_auth.clone(), nobody);
     token.cancel_query_raw(wire, Ready).await.map_err(DialError::Server)

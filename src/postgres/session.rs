@@ -16,8 +16,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::advice::advice;
 use super::conninfo::ConnInfo;
 use super::conninfo::values::{CertificateMode, SessionAttrs};
-use super::dial::{self, DialError, Dialled, Failure, Line};
+use super::dial::{self, Dialled, Failure, Line};
 use super::extension::{Powa, PowaVersion};
+use super::failure::DialError;
 use super::login::Wire;
 use super::text::causes;
 

@@ -14,6 +14,7 @@ use openssl::pkey::{PKey, Private};
 use openssl::ssl::{
     SslContext, SslContextBuilder, SslFiletype, SslMethod, SslMode, SslOptions, SslVerifyMode, SslVersion,
 };
+use openssl::x509::X509;
 use openssl::x509::store::X509Lookup;
 use openssl::x509::verify::X509VerifyFlags;
 
@@ -148,7 +149,8 @@ impl Files {
         Ok(true)
     }
 
-    /// As in libpq, a list that is not there is no obstacle; unlike there, it is told, where it was named.
+    /// As in libpq, a file that is not there is no obstacle, while a directory, or a file of something else, that
+    /// has no list is; unlike there, the former is told, where it was named.
     fn read_crl(&self, tls: &Tls, builder: &mut SslContextBuilder) -> Result<(), TlsError> {
         let store = builder.cert_store_mut();
         let mut has_list = false;
@@ -156,27 +158,19 @@ impl Files {
             let readable = file.to_str().filter(|_| file.is_file());
             let lookup = store.add_lookup(X509Lookup::file())?;
             let loaded = readable.map(|file| lookup.load_crl_file(file, SslFiletype::PEM));
-            has_list = matches!(loaded, Some(Ok(count)) if count > 0);
+            has_list = matches!(loaded, Some(Ok(count)) if count > 0) || holds_certificate(file);
+            // What OpenSSL notes of a failure must not be taken for the next call's.
+            let _ = ErrorStack::get();
             if !has_list && tls.crl.is_some() {
-                // What OpenSSL notes of the failure must not be taken for the next call's.
-                let _ = ErrorStack::get();
                 tracing::warn!(
                     "option sslcrl: {} holds no revocation list: nothing is revoked",
                     file.display()
                 );
             }
         }
-        if let Some(directory) = &self.crl_directory {
-            match directory.to_str().filter(|_| directory.is_dir()) {
-                Some(name) => {
-                    store.add_lookup(X509Lookup::hash_dir())?.add_dir(name, SslFiletype::PEM)?;
-                    has_list = true;
-                }
-                None => tracing::warn!(
-                    "option sslcrldir: {} is no directory: nothing is revoked",
-                    directory.display()
-                ),
-            }
+        if let Some(name) = self.crl_directory.as_ref().and_then(|directory| directory.to_str()) {
+            store.add_lookup(X509Lookup::hash_dir())?.add_dir(name, SslFiletype::PEM)?;
+            has_list = true;
         }
         if has_list {
             store.set_flags(X509VerifyFlags::CRL_CHECK | X509VerifyFlags::CRL_CHECK_ALL)?;
@@ -217,6 +211,10 @@ impl Files {
             what: format!("not the key of the certificate {}", file.display()),
         })
     }
+}
+
+fn holds_certificate(file: &Path) -> bool {
+    fs::read(file).is_ok_and(|bytes| X509::stack_from_pem(&bytes).is_ok_and(|found| !found.is_empty()))
 }
 
 fn version(version: TlsVersion) -> SslVersion {

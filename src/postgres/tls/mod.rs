@@ -41,6 +41,9 @@ pub enum TlsError {
     Name { host: String, names: Vec<String> },
     #[error("TLS: {0}")]
     Handshake(String),
+    /// What the server said after the handshake.
+    #[error("TLS: {0}")]
+    Alert(String),
     #[error("TLS: {}", stack(.0))]
     Setup(#[from] ErrorStack),
 }
@@ -92,8 +95,13 @@ impl TlsError {
                  have it made for this name; or use sslmode=verify-ca"
                     .to_owned()
             }
-            Self::Handshake(what) if what.contains("certificate required") => {
+            Self::Handshake(what) | Self::Alert(what) if what.contains("certificate required") => {
                 "the server wants a client certificate: name it by sslcert and sslkey".to_owned()
+            }
+            Self::Handshake(what) | Self::Alert(what) if what.contains("alert unknown ca") => {
+                "the server does not trust the issuer of our certificate, which sslcert names: ssl_ca_file of \
+                 the server must hold it"
+                    .to_owned()
             }
             _ => return None,
         };
@@ -117,6 +125,10 @@ pub async fn secure<S>(stream: S, host: &Host, tls: &Tls) -> Result<Secured<S>, 
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    if tls.mode == SslMode::VerifyFull && host.name.is_empty() {
+        let what = "sslmode verify-full needs the name that the server's certificate must be for".to_owned();
+        return Err(TlsError::Option { option: "host", what });
+    }
     let context = context::of(tls)?;
     let mut ssl = Ssl::new(&context)?;
     if tls.sends_name && names::is_dns_name(&host.name) {
@@ -130,7 +142,7 @@ where
         return Err(TlsError::Handshake("the server has shown no certificate".to_owned()));
     };
     if tls.mode == SslMode::VerifyFull {
-        names::verify(&certificate, host.place())?;
+        names::verify(&certificate, &host.name)?;
     }
     let channel_binding = server_end_point(&certificate);
     Ok(Secured { stream, channel_binding })
@@ -154,7 +166,7 @@ fn handshake_error(ssl: &SslRef, error: &openssl::ssl::Error) -> TlsError {
 /// certificate, comes with the first read in TLS 1.3.
 pub fn alert(error: &io::Error) -> Option<TlsError> {
     let inner = error.get_ref()?.downcast_ref::<openssl::ssl::Error>()?;
-    Some(TlsError::Handshake(stack(inner.ssl_error()?)))
+    Some(TlsError::Alert(stack(inner.ssl_error()?)))
 }
 
 /// `tls-server-end-point` of RFC 5929: the certificate's digest, by the digest of its signature, but SHA-256 in

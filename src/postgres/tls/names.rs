@@ -63,7 +63,7 @@ fn matches(name: &str, host: &str) -> bool {
         return false;
     };
     let (label, rest) = host.split_at(at);
-    rest.eq_ignore_ascii_case(domain) && !label.contains('.')
+    rest.eq_ignore_ascii_case(domain) && !label.is_empty() && !label.contains('.')
 }
 
 #[cfg(test)]
@@ -77,6 +77,7 @@ mod tests {
             ("*.example.org", "db.example.org", true),
             ("*.example.org", "a.db.example.org", false),
             ("*.example.org", "example.org", false),
+            ("*.example.org", ".example.org", false),
             ("*.example.org", "xexample.org", false),
             ("d*.example.org", "db.example.org", false),
             ("*", "db", false),
