@@ -54,12 +54,7 @@ impl Installation {
                 Installation { powa, root: None, programs, uid, gid, clusters: powa4_clusters(uid) }
             }
             Powa::V5 => {
-                let root = env::var_os("POWA5_ROOT").map_or_else(|| target().join("powa5"), PathBuf::from);
-                assert!(
-                    root.join(".powa5-complete").exists(),
-                    "the PoWA 5 folder {} is missing: run `make test`, which makes it",
-                    root.display()
-                );
+                let root = powa5_root();
                 let (uid, gid) = server_user(&root);
                 let clusters = root.join("var/tmp/clusters");
                 Installation {
@@ -115,6 +110,17 @@ impl Installation {
             .env("TZ", "UTC");
         command
     }
+}
+
+/// The folder that holds Debian 13 with PoWA 5. Panics when it is missing.
+pub(super) fn powa5_root() -> PathBuf {
+    let root = env::var_os("POWA5_ROOT").map_or_else(|| target().join("powa5"), PathBuf::from);
+    assert!(
+        root.join(".powa5-complete").exists(),
+        "the PoWA 5 folder {} is missing: run `make test`, which makes it",
+        root.display()
+    );
+    root
 }
 
 /// Cargo's target directory.

@@ -14,6 +14,7 @@ mod collector;
 mod control;
 mod database;
 mod installation;
+mod libpq;
 mod process;
 
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ pub use collector::{Collector, CollectorBuilder};
 pub use control::{Control, Notification};
 pub use database::{EXTENSIONS, Registration, powa_schema, quote_identifier, register_server};
 pub use installation::Powa;
+pub use libpq::{Connected, Libpq, LibpqKeyword, LibpqParser, Pairs};
 pub use nix::sys::signal::Signal;
 
 /// How long a test waits for something that should take a moment.

@@ -20,7 +20,7 @@ enum Variables {
 }
 
 /// Where libpq, as Debian builds it, looks for a local server's socket; upstream's own place second.
-pub const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// Where the service file of all users is, as Debian builds libpq.
 const SYSTEM_DIRECTORY: &str = "/etc/postgresql-common";
@@ -66,7 +66,7 @@ impl Environment {
     }
 
     /// Where a local server's socket is when nobody says.
-    pub fn socket_directory(&self) -> &'static str {
+    pub fn socket_directory() -> &'static str {
         let found = SOCKET_DIRECTORIES.into_iter().find(|directory| Path::new(directory).is_dir());
         found.unwrap_or(SOCKET_DIRECTORIES[0])
     }

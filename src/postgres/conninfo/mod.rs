@@ -278,7 +278,7 @@ impl ConnInfo {
             return Err(ConnInfoError::value("sslnegotiation", reason));
         }
         Ok(Self {
-            hosts: values::hosts(options, environment)?,
+            hosts: values::hosts(options)?,
             balances_hosts: values::choose(options, "load_balance_hosts", &values::BALANCE_WORDS)?,
             session_attrs: values::choose(options, "target_session_attrs", &SessionAttrs::WORDS)?,
             user: options.get("user").unwrap_or_default().to_owned(),

@@ -194,12 +194,8 @@ impl<'a> Uri<'a> {
     /// Takes away the percent-encoding of what begins at `begin`.
     fn decode(&self, begin: usize, encoded: &str) -> Result<String, ConnInfoError> {
         let wrong = |what| syntax(self.text, begin, what);
-        let inner = encoded.trim_matches(' ');
-        if inner.contains(' ') {
-            return Err(wrong("a space in what begins here; write %20"));
-        }
-        let mut decoded = Vec::with_capacity(inner.len());
-        let mut bytes = inner.bytes();
+        let mut decoded = Vec::with_capacity(encoded.len());
+        let mut bytes = encoded.bytes();
         while let Some(byte) = bytes.next() {
             if byte != b'%' {
                 decoded.push(byte);

@@ -56,7 +56,7 @@ pub fn find(text: &str, fields: [&str; 4]) -> Option<Secret> {
         let rest = fields.iter().try_fold(line, |rest, field| after_field(rest, field))?;
         Some(Secret::new(unescape(rest)))
     };
-    text.lines().find_map(fits)
+    text.split('\n').map(|line| line.trim_end_matches('\r')).find_map(fits)
 }
 
 /// What follows a field that fits.

@@ -9,7 +9,7 @@ use super::environment::Environment;
 use super::options::{self, Options};
 use super::{ConnInfoError, file_error};
 
-/// libpq refuses longer lines.
+/// libpq refuses longer lines, whose end counts.
 const LINE_BYTES: usize = 1022;
 
 /// The options of a service, from the user's own file or else from the system's.
@@ -17,15 +17,21 @@ const LINE_BYTES: usize = 1022;
 /// # Errors
 /// When no file has the service, or the file that has it is wrong.
 pub fn read(service: &str, environment: &Environment) -> Result<Options, ConnInfoError> {
-    let own = match environment.variable("PGSERVICEFILE") {
-        Some(file) => Some(PathBuf::from(file)),
-        None => environment.home_file(".pg_service.conf"),
-    };
+    let named = environment.variable("PGSERVICEFILE").map(PathBuf::from);
+    let own = named.clone().or_else(|| environment.home_file(".pg_service.conf"));
     let files: Vec<PathBuf> = own.into_iter().chain([environment.system_service_file()]).collect();
     for file in &files {
         let text = match fs::read(file) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+            // As libpq finds it, a directory is a file with nothing in it.
+            Err(error) if error.kind() == ErrorKind::IsADirectory => continue,
+            // A file that somebody names must be there.
+            Err(error)
+                if named.as_ref() != Some(file)
+                    && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                continue;
+            }
             Err(error) => return Err(file_error("service", file, error)),
         };
         if let Some(options) = parse(&text, service, file)? {
@@ -42,13 +48,13 @@ pub fn read(service: &str, environment: &Environment) -> Result<Options, ConnInf
 /// When a line of the service is wrong.
 pub fn parse(text: &str, service: &str, file: &Path) -> Result<Option<Options>, ConnInfoError> {
     let mut found: Option<Options> = None;
-    for (number, line) in text.lines().enumerate() {
+    for (number, line) in text.split_inclusive('\n').enumerate() {
         let wrong = |what: &str| {
             let place = format!("{}: line {}: ", file.display(), number + 1);
             Err(ConnInfoError::value("service", place + what))
         };
         if line.len() > LINE_BYTES {
-            return wrong("longer than 1022 bytes");
+            return wrong("longer than 1022 bytes with its end");
         }
         let line = line.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\u{b}');
         if line.is_empty() || line.starts_with('#') {

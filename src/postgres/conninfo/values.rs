@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::ConnInfoError;
-use super::environment::{self, Environment};
+use super::environment::Environment;
 use super::options::Options;
 
 /// In order of strength.
@@ -139,7 +139,7 @@ impl Host {
 
     /// What the password file calls it.
     pub fn passfile_name(&self) -> &str {
-        if environment::SOCKET_DIRECTORIES.contains(&self.name.as_str()) { "localhost" } else { self.place() }
+        if self.name == Environment::socket_directory() { "localhost" } else { self.place() }
     }
 
     /// What people call it, without the port.
@@ -158,7 +158,7 @@ impl fmt::Display for Host {
 }
 
 /// The servers: as many as there are addresses, or else names, with a port each or one for all.
-pub fn hosts(options: &Options, environment: &Environment) -> Result<Vec<Host>, ConnInfoError> {
+pub fn hosts(options: &Options) -> Result<Vec<Host>, ConnInfoError> {
     let list = |name| options.filled(name).map(|value| value.split(',').collect::<Vec<_>>());
     let (names, addresses) = (list("host"), list("hostaddr"));
     let count = addresses.as_ref().or(names.as_ref()).map_or(1, Vec::len);
@@ -178,7 +178,7 @@ pub fn hosts(options: &Options, environment: &Environment) -> Result<Vec<Host>, 
             return Err(ConnInfoError::value("hostaddr", "not an IP address; a name belongs to host"));
         }
         let name = match names[at] {
-            "" if address.is_none() => environment.socket_directory(),
+            "" if address.is_none() => Environment::socket_directory(),
             name => name,
         };
         let port = ports.get(at).unwrap_or(&ports[0]);
