@@ -263,7 +263,12 @@ impl Worker {
             // With the password that a command has printed.
             new.given = old.given;
         }
-        let is_elsewhere = !connects_alike || old.name != new.name;
+        // What a service file says may have changed under the same words.
+        let has_other_service = match (&self.remote, new.conninfo()) {
+            (Some(remote), Ok(conninfo)) => !remote.is_reached_by(&conninfo),
+            _ => false,
+        };
+        let is_elsewhere = !connects_alike || has_other_service || old.name != new.name;
         let has_other_repository =
             old.repository.conninfo().describe() != new.repository.conninfo().describe();
         if let Some(schedule) = &mut self.schedule {

@@ -69,7 +69,8 @@ fn of_refusal(state: &SqlState, message: &str, conninfo: &ConnInfo) -> Vec<Strin
                 "-- the certificate's common name must be {user}, or pg_ident.conf must map it to that"
             )];
         }
-        return vec![format!("CREATE ROLE {user} LOGIN;")];
+        let verb = if message.contains("not permitted to log in") { "ALTER" } else { "CREATE" };
+        return vec![format!("{verb} ROLE {user} LOGIN;")];
     }
     if *state == SqlState::INVALID_PASSWORD {
         return vec![format!("ALTER ROLE {user} PASSWORD '…';   -- or correct the one that is configured")];

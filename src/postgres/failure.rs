@@ -77,7 +77,6 @@ impl DialError {
             // What comes after the handshake is as final to libpq as bytes before it; a file is not.
             Self::Tls(error) => !matches!(error, TlsError::Alert(_) | TlsError::Early),
             Self::Server(error) => error.code().is_some_and(|state| *state != SqlState::CANNOT_CONNECT_NOW),
-            Self::Login(_) => true,
             _ => false,
         }
     }

@@ -67,10 +67,14 @@ impl SessionError {
 impl fmt::Display for SessionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)?;
-        for line in &self.advice {
-            write!(f, "; {}", line.strip_prefix("-- ").unwrap_or(line))?;
+        if self.advice.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        // The remarks of SQL mean nothing in a sentence.
+        let sentence =
+            |line: &String| line.trim_start_matches("-- ").trim_end_matches(';').replace(";   -- ", ", ");
+        let advice: Vec<String> = self.advice.iter().map(sentence).collect();
+        write!(f, " (what to do: {})", advice.join(" "))
     }
 }
 

@@ -92,6 +92,11 @@ impl Remote {
         Ok(())
     }
 
+    /// Whether this is how one would connect today.
+    pub fn is_reached_by(&self, conninfo: &ConnInfo) -> bool {
+        self.conninfo == *conninfo
+    }
+
     fn database(&self) -> String {
         self.conninfo.dbname.clone()
     }
