@@ -171,7 +171,7 @@ impl Fleet {
         if is_asked || count != self.wanted.len() {
             tracing::info!("{count} {} to collect", if count == 1 { "server" } else { "servers" });
         }
-        if is_asked {
+        if is_asked || self.wanted.is_empty() {
             for name in self.means.servers.unused(&servers) {
                 tracing::warn!(
                     "servers.by_name.{name:?} in the configuration: no server has that alias or host:port"

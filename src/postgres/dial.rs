@@ -19,7 +19,7 @@ use super::failure::DialError;
 use super::login::{LoginError, Ready, Wire};
 use super::secret::Secret;
 use super::socket::{self, Address};
-use super::tls;
+use super::tls::{self, TlsError};
 
 /// The least that libpq makes of `connect_timeout`.
 const LEAST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -167,13 +167,23 @@ async fn try_address(
     match second {
         // A server that has no TLS has been tried without it already.
         Some(second) if error.may_depend_on_tls() && second != was_encrypted => {
-            attempt.with_password(second).await.map_err(|(other, _)| {
-                if other.to_string() == error.to_string() {
-                    return error;
+            match attempt.with_password(second).await {
+                Ok(dialled) => {
+                    if let DialError::Tls(TlsError::Option { .. } | TlsError::File { .. }) = error {
+                        // As libpq; but whoever names a certificate wants to know that it is of no use.
+                        tracing::warn!(
+                            "no TLS with {host}, as sslmode {} allows: {error}",
+                            conninfo.tls.mode
+                        );
+                    }
+                    Ok(dialled)
                 }
-                let (first, second, ends_with_tls) = (Box::new(error), Box::new(other), second);
-                DialError::Both { first, second, ends_with_tls }
-            })
+                Err((other, _)) if other.to_string() == error.to_string() => Err(error),
+                Err((other, _)) => {
+                    let (first, second, ends_with_tls) = (Box::new(error), Box::new(other), second);
+                    Err(DialError::Both { first, second, ends_with_tls })
+                }
+            }
         }
         _ => Err(error),
     }

@@ -48,15 +48,24 @@ pub enum ConnInfoError {
 }
 
 /// How much alike a wrong name and a right one must be for the wrong one to be shown.
-const LIKENESS: f64 = 0.75;
+const LIKENESS: f64 = 0.85;
 
 impl ConnInfoError {
     fn unknown(name: &str) -> Self {
         let nearest = options::nearest(name);
-        if strsim::jaro_winkler(name, nearest) >= LIKENESS {
+        let is_word = name.chars().all(|c| c.is_ascii_alphabetic() || c == '_');
+        if is_word && strsim::jaro_winkler(name, nearest) >= LIKENESS {
             Self::Unknown { name: name.to_owned(), nearest }
         } else {
             Self::UnknownHidden { nearest }
+        }
+    }
+
+    /// The same, without the name that it shows, if it shows one.
+    fn hidden(self) -> Self {
+        match self {
+            Self::Unknown { nearest, .. } => Self::UnknownHidden { nearest },
+            error => error,
         }
     }
 
@@ -321,5 +330,40 @@ impl ConnInfo {
     pub fn describe(&self) -> String {
         let places: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
         format!("{}@{}/{}", self.user, places.join(","), self.dbname)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        parse::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_unknown_option_is_named_with_the_nearest() {
+        let told = error("host=a sslmod=require");
+        assert_eq!(
+            told,
+            r#"character 8 of the connection string: there is no option "sslmod"; the nearest is "sslmode""#
+        );
+        assert!(error("postgresql://h/d?sslmod=require").contains(r#""sslmod"; the nearest is "sslmode""#));
+    }
+
+    #[test]
+    fn what_may_be_the_rest_of_a_password_is_not_shown() {
+        for text in [
+            "password=the s3cr3t=x",
+            "password=the sslmod=x",
+            "host=h s3rvice=x",
+            "postgresql://u:pa/s?sslmod=1@h/d",
+        ] {
+            let told = error(text);
+            assert!(told.contains("which is not shown"), "{told}");
+            for part in ["s3cr3t", "\"sslmod\"", "s3rvice"] {
+                assert!(!told.contains(part), "{told}");
+            }
+        }
     }
 }

@@ -147,8 +147,9 @@ impl Options {
         self.0.remove(name);
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Whether one is set whose value must never be seen.
+    pub fn has_secret(&self) -> bool {
+        self.0.keys().any(|name| keyword(name).is_some_and(|keyword| keyword.is_secret))
     }
 
     /// The names of the options that are set.

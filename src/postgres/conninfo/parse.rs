@@ -51,7 +51,11 @@ fn parse_pairs(text: &str) -> Result<Options, ConnInfoError> {
                 .ok_or_else(|| syntax(text, value_begin, "no quote ends the value that begins here"))?,
             None => read_bare(after),
         };
-        options.set(name, &value).map_err(|error| at(text, begin, error))?;
+        let has_password = options.has_secret();
+        options.set(name, &value).map_err(|error| {
+            // What follows a password without quotes may be the rest of it.
+            at(text, begin, if has_password { error.hidden() } else { error })
+        })?;
         rest = after.trim_start_matches(SPACES);
     }
     Ok(options)
@@ -170,7 +174,11 @@ impl<'a> Uri<'a> {
             // JDBC's way to ask for TLS.
             let (name, value) =
                 if name == "ssl" && value == "true" { ("sslmode", "require") } else { (&*name, &*value) };
-            options.set(name, value).map_err(|error| at(self.text, begin, error))?;
+            // What stands before an @ may be the rest of a password that has a slash in it.
+            let is_before_at = self.text[begin..].contains('@');
+            options
+                .set(name, value)
+                .map_err(|error| at(self.text, begin, if is_before_at { error.hidden() } else { error }))?;
             begin = end + 1;
         }
         Ok(())
