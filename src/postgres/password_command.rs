@@ -118,12 +118,13 @@ impl PasswordCommand {
         let (output, status) =
             ended.map_err(|error| PasswordCommandError::Run { program: program(), error })?;
         group.0 = None;
-        if !status.success() {
-            return Err(PasswordCommandError::Failed { program: program(), status });
-        }
         let wrong = |what| Err(PasswordCommandError::Output { program: program(), what });
+        // First of all: who writes more than is read may end by that.
         if output.len() as u64 > OUTPUT_BYTES {
             return wrong("more than 64 KiB");
+        }
+        if !status.success() {
+            return Err(PasswordCommandError::Failed { program: program(), status });
         }
         let Ok(text) = String::from_utf8(output) else { return wrong("what is not UTF-8") };
         match text.trim_end_matches(['\n', '\r']) {
