@@ -46,6 +46,8 @@ on_both_versions! {
             !is_good && told.contains(&format!("{} is ignored: others may read it", file.display())),
             "{told}"
         );
+        // However many connections look for it.
+        assert_eq!(told.matches("WARN the password file").count(), 1, "{told}");
         place.write(".pgpass", &both.replace("127.0.1.1", "127.0.1.2"), 0o600);
         let (told, is_good) = once(home).await;
         assert!(!is_good && told.contains("127.0.1.1") && told.contains("none is given"), "{told}");

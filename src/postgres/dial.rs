@@ -1,10 +1,11 @@
 //! From a [`ConnInfo`] to a connection that is logged in: which host, which of its addresses, with TLS or
 //! without, which password. In the order and with the second tries of libpq.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -201,8 +202,9 @@ impl Attempt<'_> {
                     Lookup::Found(password) => Some(password),
                     Lookup::Nothing => None,
                     Lookup::Ignored { file, reason } => {
-                        ignored =
-                            Some(format!(" (the password file {} is ignored: {reason})", file.display()));
+                        let told = format!("the password file {} is ignored: {reason}", file.display());
+                        ignored = Some(format!(" ({told})"));
+                        warn_once(told);
                         None
                     }
                 },
@@ -290,6 +292,16 @@ fn config(conninfo: &ConnInfo, application_name: &str, password: Option<&Secret>
         config.password(password.reveal());
     }
     config
+}
+
+/// Warns of what is so with every connection, the first time.
+fn warn_once(what: String) {
+    static TOLD: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if !told.contains(&what) {
+        tracing::warn!("{what}");
+        told.insert(what);
+    }
 }
 
 /// Whether another password might do better: PAM, LDAP and clouds refuse an expired one in their own ways, all
