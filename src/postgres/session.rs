@@ -267,7 +267,8 @@ async fn accept(
 
 /// Gives a new session its settings and asks what the server is, in one round trip.
 async fn set_up(client: &Client) -> Result<ServerFacts, tokio_postgres::Error> {
-    let row = client.query_one(include_str!("../../sql/open_session.sql"), &[]).await?;
+    // In one round trip: nothing is prepared that is asked once.
+    let row = client.query_typed_one(include_str!("../../sql/open_session.sql"), &[]).await?;
     let powa_version: Option<String> = row.get("powa_version");
     let powa_schema: Option<String> = row.get("powa_schema");
     let powa = powa_version
