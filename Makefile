@@ -11,7 +11,7 @@ FUZZ_VERSION := 0.13.1
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: prerequisites ## build the program: target/release/powa-collector
@@ -24,6 +24,16 @@ test: prerequisites nextest ## run all tests on real PoWA 4 and PoWA 5, which ar
 .PHONY: demo
 demo: prerequisites ## watch the collector at work on throwaway servers (DEMO_SECONDS=30: end by itself)
 	@demo/run
+
+.PHONY: bench
+bench: prerequisites ## measure it against the Python collector, which takes hours (ARGS: a case, --runs N)
+	tests/support/postgresql install
+	tests/support/postgresql powa5
+	cargo bench --bench fleet --locked -- $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: prerequisites ## the same for two cases, in three minutes
+	$(MAKE) bench ARGS=--quick
 
 .PHONY: fuzz
 fuzz: fuzzer ## feed random bytes to the parsers of what comes from outside, FUZZ_SECONDS (60) each

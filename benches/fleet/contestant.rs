@@ -1,0 +1,113 @@
+//! The two collectors, as processes.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::measure;
+use crate::support::Cluster;
+
+/// The rival's version, from PyPI.
+pub const RIVAL_VERSION: &str = "1.3.2";
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Who {
+    Ours,
+    Python,
+}
+
+/// Where the Python collector is installed.
+pub struct Rival {
+    python: PathBuf,
+    program: PathBuf,
+}
+
+/// Installs the Python collector into a folder of its own, if it is not there. Its driver, psycopg2, is Debian's.
+pub fn install_rival() -> Rival {
+    let folder =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target/tmp").join("python-collector");
+    let program = folder.join("bin/powa-collector.py");
+    if !program.exists() {
+        let status = Command::new("benches/install-rival").arg(&folder).arg(RIVAL_VERSION).status();
+        assert!(
+            status.expect("run benches/install-rival").success(),
+            "the Python collector was not installed"
+        );
+    }
+    Rival { python: folder.join("bin/python"), program }
+}
+
+/// A collector that runs. Dropped, it is killed.
+pub struct Contestant {
+    process: Child,
+    directory: TempDir,
+}
+
+impl Contestant {
+    pub fn start(who: Who, rival: &Rival, repository: &Cluster, dbname: &str) -> Contestant {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
+        let config = json!({ "repository": { "dsn": repository.superuser_dsn(dbname) } });
+        std::fs::write(directory.path().join("powa-collector.conf"), config.to_string())
+            .expect("write the file");
+        let log = File::create(directory.path().join("log")).expect("make the log");
+        let mut command = Command::new("/usr/bin/setpriv");
+        command.arg("--pdeathsig=KILL");
+        match who {
+            Who::Ours => command.arg(env!("CARGO_BIN_EXE_powa-collector")),
+            Who::Python => command.arg(&rival.python).arg(&rival.program),
+        };
+        command
+            .current_dir(directory.path())
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", directory.path())
+            .env("TMPDIR", directory.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("duplicate a file"))
+            .stderr(log);
+        Contestant { process: command.spawn().expect("run a collector"), directory }
+    }
+
+    pub fn peak_memory(&self) -> u64 {
+        measure::peak_memory(self.process.id())
+    }
+
+    pub fn cpu(&self) -> Duration {
+        measure::cpu(self.process.id())
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.process.try_wait(), Ok(None))
+    }
+
+    /// SIGTERM, and how long it took to end; none when it had not ended by `deadline`, and was killed.
+    pub async fn stop(mut self, deadline: Duration) -> Option<Duration> {
+        let asked = Instant::now();
+        let pid = Pid::from_raw(self.process.id().try_into().expect("a process id"));
+        kill(pid, Signal::SIGTERM).ok();
+        while asked.elapsed() < deadline {
+            if !self.is_running() {
+                return Some(asked.elapsed());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        None
+    }
+}
+
+impl Drop for Contestant {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
