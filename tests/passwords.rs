@@ -294,6 +294,16 @@ on_both_versions! {
         wait_until("a new session", DEADLINE, async || fleet.sessions(1).await.len() == 1).await;
         assert_eq!(runs(), run);
 
+        // It is not the password that a server refuses which has not asked for it.
+        fleet.cluster.set_hba(&format!("host all watcher 127.0.0.0/8 reject\n{HBA}"));
+        fleet.cluster.reload().await;
+        end_session(&mut fleet).await;
+        fleet.collector.wait_for_log("pg_hba.conf rejects connection").await;
+        fleet.cluster.set_hba(HBA);
+        fleet.cluster.reload().await;
+        wait_until("a new session", DEADLINE, async || fleet.sessions(1).await.len() == 1).await;
+        assert_eq!(runs(), run);
+
         // The password changes, and the program knows.
         fleet.execute("ALTER ROLE watcher PASSWORD 'hidden-new'").await;
         fs::write(folder.path().join("password"), "hidden-new").unwrap();

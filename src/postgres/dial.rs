@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use super::conninfo::passfile::{self, Lookup};
 use super::conninfo::values::{ChannelBinding, Host, SslMode};
 use super::conninfo::{ConnInfo, Password};
 use super::failure::DialError;
-use super::login::{LoginError, Ready, Wire};
+use super::login::{LoginError, Progress, Ready, Wire};
 use super::secret::Secret;
 use super::socket::{self, Address};
 use super::tls::{self, TlsError};
@@ -145,6 +144,14 @@ struct Attempt<'a> {
     deadline: Duration,
 }
 
+/// An attempt that failed.
+struct Failed {
+    error: DialError,
+    was_encrypted: bool,
+    /// Whether another password might do better.
+    is_by_password: bool,
+}
+
 /// One address, with TLS and without in the order that `sslmode` says.
 async fn try_address(
     conninfo: &ConnInfo,
@@ -161,7 +168,7 @@ async fn try_address(
         (_, SslMode::Prefer) => (true, Some(false)),
         (_, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull) => (true, None),
     };
-    let (error, was_encrypted) = match attempt.with_password(first).await {
+    let Failed { error, was_encrypted, .. } = match attempt.with_password(first).await {
         Ok(dialled) => return Ok(dialled),
         Err(failed) => failed,
     };
@@ -172,16 +179,14 @@ async fn try_address(
                 Ok(dialled) => {
                     if let DialError::Tls(TlsError::Option { .. } | TlsError::File { .. }) = error {
                         // As libpq; but whoever names a certificate wants to know that it is of no use.
-                        tracing::warn!(
-                            "no TLS with {host}, as sslmode {} allows: {error}",
-                            conninfo.tls.mode
-                        );
+                        let mode = conninfo.tls.mode;
+                        warn_once(format!("no TLS with {host}, as sslmode {mode} allows: {error}"));
                     }
                     Ok(dialled)
                 }
-                Err((other, _)) if other.to_string() == error.to_string() => Err(error),
-                Err((other, _)) => {
-                    let (first, second, ends_with_tls) = (Box::new(error), Box::new(other), second);
+                Err(other) if other.error.to_string() == error.to_string() => Err(error),
+                Err(other) => {
+                    let (first, second, ends_with_tls) = (Box::new(error), Box::new(other.error), second);
                     Err(DialError::Both { first, second, ends_with_tls })
                 }
             }
@@ -192,8 +197,8 @@ async fn try_address(
 
 impl Attempt<'_> {
     /// Connects, secures and logs in. A password that a command printed some time ago and that is refused now
-    /// is asked for anew, once. A failure comes with whether it was one with TLS.
-    async fn with_password(&self, with_tls: bool) -> Result<Dialled, (DialError, bool)> {
+    /// is asked for anew, once.
+    async fn with_password(&self, with_tls: bool) -> Result<Dialled, Failed> {
         let Password::Command(command) = &self.conninfo.password else {
             let mut ignored = None;
             let password = match &self.conninfo.password {
@@ -209,20 +214,22 @@ impl Attempt<'_> {
                     }
                 },
             };
-            return self.log_in(with_tls, password.as_ref()).await.map_err(
-                |(error, was_encrypted)| match error {
-                    DialError::NoPassword { .. } => (DialError::NoPassword { ignored }, was_encrypted),
-                    error => (error, was_encrypted),
-                },
-            );
+            return self.log_in(with_tls, password.as_ref()).await.map_err(|failed| match failed.error {
+                DialError::NoPassword { .. } => Failed { error: DialError::NoPassword { ignored }, ..failed },
+                _ => failed,
+            });
         };
         loop {
-            let printed = command.password(self.conninfo).await.map_err(|error| (error.into(), with_tls))?;
+            let printed = command.password(self.conninfo).await.map_err(|error| Failed {
+                error: error.into(),
+                was_encrypted: with_tls,
+                is_by_password: false,
+            })?;
             match self.log_in(with_tls, Some(&printed.password)).await {
-                Err((DialError::Server(error), was_encrypted)) if is_login_failure(&error) => {
+                Err(failed) if failed.is_by_password => {
                     command.forget(&printed.password).await;
                     if !printed.is_kept {
-                        return Err((DialError::Server(error), was_encrypted));
+                        return Err(failed);
                     }
                     tracing::debug!("the password that password_command printed is refused: it is run again");
                 }
@@ -231,10 +238,16 @@ impl Attempt<'_> {
         }
     }
 
-    async fn log_in(&self, with_tls: bool, password: Option<&Secret>) -> Result<Dialled, (DialError, bool)> {
-        let mut is_encrypted = with_tls;
-        let logging_in = self.log_in_at_leisure(with_tls, password, &mut is_encrypted);
-        within(self.deadline, logging_in).await.map_err(|error| (error, is_encrypted))
+    async fn log_in(&self, with_tls: bool, password: Option<&Secret>) -> Result<Dialled, Failed> {
+        let mut was_encrypted = with_tls;
+        let progress = Arc::new(Progress::default());
+        let logging_in =
+            self.log_in_at_leisure(with_tls, password, &mut was_encrypted, Arc::clone(&progress));
+        within(self.deadline, logging_in).await.map_err(|error| {
+            // A server that lets nobody in by this way has not looked at the password.
+            let is_by_password = progress.was_asked() && is_login_failure(&error);
+            Failed { error, was_encrypted, is_by_password }
+        })
     }
 
     async fn log_in_at_leisure(
@@ -242,6 +255,7 @@ impl Attempt<'_> {
         with_tls: bool,
         password: Option<&Secret>,
         is_encrypted: &mut bool,
+        progress: Arc<Progress>,
     ) -> Result<Dialled, DialError> {
         let conninfo = self.conninfo;
         let opened = socket::open(conninfo, self.host, self.address, with_tls).await?;
@@ -253,9 +267,8 @@ impl Attempt<'_> {
                 false => "there is no TLS to bind to",
             }));
         }
-        let is_in = Arc::new(AtomicBool::new(false));
         let allowed = conninfo.require_auth.clone();
-        let wire = Wire::new(opened.stream, opened.channel_binding, allowed, Arc::clone(&is_in));
+        let wire = Wire::new(opened.stream, opened.channel_binding, allowed, Arc::clone(&progress));
         match config(conninfo, self.application_name, password).connect_raw(wire, Ready).await {
             Ok((client, connection)) => {
                 let line = Line {
@@ -265,7 +278,7 @@ impl Attempt<'_> {
                 };
                 Ok(Dialled { client, connection, line })
             }
-            Err(error) => Err(login_error(error, is_in.load(Ordering::Relaxed), must_bind)),
+            Err(error) => Err(login_error(error, progress.is_in(), must_bind)),
         }
     }
 }
@@ -304,9 +317,10 @@ fn warn_once(what: String) {
     }
 }
 
-/// Whether another password might do better: PAM, LDAP and clouds refuse an expired one in their own ways, all
+/// Whether the login failed: PAM, LDAP and clouds refuse an expired one in their own ways, all
 /// of this class.
-fn is_login_failure(error: &tokio_postgres::Error) -> bool {
+fn is_login_failure(error: &DialError) -> bool {
+    let DialError::Server(error) = error else { return false };
     error.code().is_some_and(|state| state.code().starts_with("28"))
 }
 
@@ -341,7 +355,6 @@ fn login_error(error: tokio_postgres::Error, is_in: bool, must_bind: bool) -> Di
 /// When the server cannot be reached that way.
 pub async fn cancel(conninfo: &ConnInfo, line: &Line, token: &CancelToken) -> Result<(), DialError> {
     let opened = socket::open(conninfo, &line.host, &line.address, line.is_encrypted).await?;
-    let nobody = Arc::new(AtomicBool::new(false));
-    let wire = Wire::new(opened.stream, None, conninfo.require_auth.clone(), nobody);
+    let wire = Wire::new(opened.stream, None, conninfo.require_auth.clone(), Arc::default());
     token.cancel_query_raw(wire, Ready).await.map_err(DialError::Server)
 }

@@ -24,6 +24,25 @@ pub enum LoginError {
     Unsupported(&'static str),
 }
 
+/// How far a login has come.
+#[derive(Debug, Default)]
+pub struct Progress {
+    was_asked: AtomicBool,
+    is_in: AtomicBool,
+}
+
+impl Progress {
+    /// Whether the server has asked for a password or the like.
+    pub fn was_asked(&self) -> bool {
+        self.was_asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server has let us in.
+    pub fn is_in(&self) -> bool {
+        self.is_in.load(Ordering::Relaxed)
+    }
+}
+
 /// Any connection.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
@@ -37,14 +56,14 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// `is_in`: becomes true once the server has let us in.
+    /// `progress`: is kept up to date.
     pub fn new(
         stream: Box<dyn Duplex>,
         channel_binding: Option<Vec<u8>>,
         allowed: RequireAuth,
-        is_in: Arc<AtomicBool>,
+        progress: Arc<Progress>,
     ) -> Self {
-        let watch = Watch { allowed, is_in, was_asked: false, head: Vec::new(), skip: 0 };
+        let watch = Watch { allowed, progress, head: Vec::new(), skip: 0 };
         Self { stream, channel_binding, watch: Some(watch) }
     }
 }
@@ -113,9 +132,7 @@ impl TlsConnect<Wire> for Ready {
 /// Reads along in what the server says. Source: "Message Formats" of PostgreSQL's manual.
 struct Watch {
     allowed: RequireAuth,
-    is_in: Arc<AtomicBool>,
-    /// Whether the server has asked for anything.
-    was_asked: bool,
+    progress: Arc<Progress>,
     /// The beginning of a message: its type, its length, and of an authentication request its code.
     head: Vec<u8>,
     /// What is left of a message that is of no interest, in bytes.
@@ -157,8 +174,8 @@ impl Watch {
     /// What an authentication request asks. True when it asks nothing more.
     fn request(&mut self, code: u32) -> Result<bool, LoginError> {
         let method = match code {
-            0 if self.was_asked || self.allowed.allows_none() => {
-                self.is_in.store(true, Ordering::Relaxed);
+            0 if self.progress.was_asked() || self.allowed.allows_none() => {
+                self.progress.is_in.store(true, Ordering::Relaxed);
                 return Ok(true);
             }
             0 => return Err(LoginError::Unasked),
@@ -171,7 +188,7 @@ impl Watch {
             // The rest of an exchange; of what is none, tokio-postgres says so.
             _ => return Ok(false),
         };
-        self.was_asked = true;
+        self.progress.was_asked.store(true, Ordering::Relaxed);
         match method {
             method if !self.allowed.allows(method) => Err(LoginError::NotAllowed(method)),
             AuthMethod::Gss => Err(LoginError::Unsupported("GSSAPI")),
@@ -191,16 +208,11 @@ mod tests {
     }
 
     fn see(bytes: &[u8], piece: usize, allowed: &RequireAuth) -> (Result<bool, LoginError>, bool) {
-        let is_in = Arc::new(AtomicBool::new(false));
-        let mut watch = Watch {
-            allowed: allowed.clone(),
-            is_in: Arc::clone(&is_in),
-            was_asked: false,
-            head: Vec::new(),
-            skip: 0,
-        };
+        let progress = Arc::new(Progress::default());
+        let mut watch =
+            Watch { allowed: allowed.clone(), progress: Arc::clone(&progress), head: Vec::new(), skip: 0 };
         let outcome = bytes.chunks(piece).map(|piece| watch.see(piece)).find(|seen| *seen != Ok(false));
-        (outcome.unwrap_or(Ok(false)), is_in.load(Ordering::Relaxed))
+        (outcome.unwrap_or(Ok(false)), progress.is_in())
     }
 
     #[test]
