@@ -136,6 +136,8 @@ impl Spool {
         let file = tempfile::tempfile_in(&self.directory)
             .map_err(|source| failure("make", &self.directory, source))?;
         let mut file = File::from_std(file);
+        // Otherwise it keeps as much as was ever written at once, up to 2 MiB.
+        file.set_max_buf_size(READ_BYTES);
         let length = memory.len() as u64;
         file.write_all(memory).await.map_err(|source| failure("write", &self.directory, source))?;
         self.body = Body::File { file, length };
