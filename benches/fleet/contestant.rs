@@ -46,7 +46,8 @@ pub fn install_rival() -> Rival {
 /// A collector that runs. Dropped, it is killed.
 pub struct Contestant {
     process: Child,
-    directory: TempDir,
+    /// Its files are there until it has ended.
+    _directory: TempDir,
 }
 
 impl Contestant {
@@ -71,7 +72,7 @@ impl Contestant {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("duplicate a file"))
             .stderr(log);
-        Contestant { process: command.spawn().expect("run a collector"), directory }
+        Contestant { process: command.spawn().expect("run a collector"), _directory: directory }
     }
 
     pub fn peak_memory(&self) -> u64 {
@@ -80,10 +81,6 @@ impl Contestant {
 
     pub fn cpu(&self) -> Duration {
         measure::cpu(self.process.id())
-    }
-
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
     pub fn is_running(&mut self) -> bool {
