@@ -264,10 +264,10 @@ impl Worker {
             new.given = old.given;
         }
         // What a service file says may have changed under the same words.
-        let has_other_service = match (&self.remote, new.conninfo()) {
-            (Some(remote), Ok(conninfo)) => !remote.is_reached_by(&conninfo),
-            _ => false,
-        };
+        let has_other_service = self
+            .remote
+            .as_ref()
+            .is_some_and(|remote| new.conninfo().is_ok_and(|conninfo| !remote.is_reached_by(&conninfo)));
         let is_elsewhere = !connects_alike || has_other_service || old.name != new.name;
         let has_other_repository =
             old.repository.conninfo().describe() != new.repository.conninfo().describe();

@@ -60,7 +60,8 @@ async fn main() {
             false => wishes.only.is_empty() || wishes.only.iter().any(|name| name == case.name()),
         };
         if is_wanted {
-            eprintln!("=== {}: {}", case.name(), case.title());
+            let short = if wishes.is_quick { " (shortened: fewer of them, for less time)" } else { "" };
+            eprintln!("=== {}: {}{short}", case.name(), case.title());
             results.extend(case.run(&rival, wishes.runs, wishes.is_quick).await);
         }
     }

@@ -110,11 +110,8 @@ fn given(key: &str, raw: &Map<String, Value>, deadline: Duration) -> Result<Give
             continue;
         }
         if options::keyword(name).is_none() {
-            let mut known: Vec<&str> = options::KEYWORDS.iter().map(|keyword| keyword.name).collect();
-            known.push(PASSWORD_COMMAND);
-            let likeness = |known: &&str| strsim::jaro_winkler(known, name);
-            let nearest = known.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-            return Err(wrong(format!("no option of libpq; the nearest is {}", nearest.unwrap_or_default())));
+            let nearest = options::nearest(name, &[PASSWORD_COMMAND]);
+            return Err(wrong(format!("no option of libpq; the nearest is {nearest}")));
         }
         let text = match value {
             Value::String(text) => text.clone(),

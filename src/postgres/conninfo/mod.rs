@@ -52,7 +52,7 @@ const LIKENESS: f64 = 0.85;
 
 impl ConnInfoError {
     fn unknown(name: &str) -> Self {
-        let nearest = options::nearest(name);
+        let nearest = options::nearest(name, &[]);
         let is_word = name.chars().all(|c| c.is_ascii_alphabetic() || c == '_');
         if is_word && strsim::jaro_winkler(name, nearest) >= LIKENESS {
             Self::Unknown { name: name.to_owned(), nearest }

@@ -89,11 +89,11 @@ pub fn keyword(name: &str) -> Option<&'static Keyword> {
     KEYWORDS.iter().find(|keyword| keyword.name == name)
 }
 
-/// The name that was probably meant.
-pub fn nearest(name: &str) -> &'static str {
-    let likeness = |keyword: &&Keyword| strsim::jaro_winkler(keyword.name, name);
-    let nearest = KEYWORDS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    nearest.expect("there are keywords").name
+/// The name that was probably meant, of options and of what else may stand in their place.
+pub fn nearest(name: &str, others: &[&'static str]) -> &'static str {
+    let likeness = |known: &&str| strsim::jaro_winkler(known, name);
+    let known = KEYWORDS.iter().map(|keyword| keyword.name).chain(others.iter().copied());
+    known.max_by(|a, b| likeness(a).total_cmp(&likeness(b))).expect("there are keywords")
 }
 
 /// Values of options. What is not set is open, which is not the same as empty.

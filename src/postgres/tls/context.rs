@@ -87,10 +87,7 @@ impl Files {
             },
             crl: if has_crl { tls.crl.clone() } else { default("root.crl") },
             crl_directory: tls.crl_directory.clone(),
-            key: certificate
-                .is_some()
-                .then(|| tls.key.clone().or_else(|| default("postgresql.key")))
-                .flatten(),
+            key: certificate.as_ref().and_then(|_| tls.key.clone().or_else(|| default("postgresql.key"))),
             certificate,
         }
     }
