@@ -62,7 +62,7 @@ pub struct Failure {
 }
 
 /// Decides about a connection before anybody else sees it.
-pub type Accept<'a, T> = &'a (dyn Fn(Dialled) -> BoxFuture<'static, Result<T, DialError>> + Send + Sync);
+pub type Accept<'a, T> = &'a (dyn Fn(Dialled) -> BoxFuture<'a, Result<T, DialError>> + Send + Sync);
 
 /// Connects and logs in: to the first host that answers and that `accept` takes. `deadline` is for finding a
 /// host's addresses, for each of them, and again for `accept`.

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_postgres::{AsyncMessage, Client, Connection, Notification};
+use tokio_postgres::{AsyncMessage, Client, Connection, Notification, Statement};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::advice::advice;
@@ -110,6 +110,9 @@ impl ServerFacts {
     }
 }
 
+/// What became of preparing one statement.
+pub type Prepared = Result<Statement, tokio_postgres::Error>;
+
 /// A session with a server. Dropping it closes the connection.
 pub struct Session {
     pub client: Client,
@@ -131,10 +134,28 @@ impl Session {
         application_name: &str,
         deadline: Duration,
     ) -> Result<Self, SessionError> {
-        Self::open_with(conninfo, application_name, deadline, None).await
+        let opened = Self::open_with(conninfo, application_name, deadline, &[], None).await?;
+        Ok(opened.0)
     }
 
-    /// The same, for a session that listens: notifications are handed to the channel.
+    /// The same, and prepares statements, which takes no round trip of its own. Gives what became of each, in
+    /// their order.
+    ///
+    /// They are prepared after the session's settings are made, but before the library of PoWA 4.0 is loaded,
+    /// where it must be: to a `COPY`, which is looked at only when it is executed, that is all the same.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub async fn open_preparing(
+        conninfo: &ConnInfo,
+        application_name: &str,
+        deadline: Duration,
+        statements: &[&str],
+    ) -> Result<(Self, Vec<Prepared>), SessionError> {
+        Self::open_with(conninfo, application_name, deadline, statements, None).await
+    }
+
+    /// Opens a session that listens: notifications are handed to the channel.
     ///
     /// # Errors
     /// As [`Session::open`].
@@ -144,16 +165,18 @@ impl Session {
         deadline: Duration,
         notifications: mpsc::UnboundedSender<Notification>,
     ) -> Result<Self, SessionError> {
-        Self::open_with(conninfo, application_name, deadline, Some(notifications)).await
+        let opened = Self::open_with(conninfo, application_name, deadline, &[], Some(notifications)).await?;
+        Ok(opened.0)
     }
 
     async fn open_with(
         conninfo: &ConnInfo,
         application_name: &str,
         deadline: Duration,
+        statements: &[&str],
         notifications: Option<mpsc::UnboundedSender<Notification>>,
-    ) -> Result<Self, SessionError> {
-        let opened = open(conninfo, application_name, deadline, notifications).await?;
+    ) -> Result<(Self, Vec<Prepared>), SessionError> {
+        let opened = open(conninfo, application_name, deadline, statements, notifications).await?;
         let closed = CancellationToken::new();
         let (task, told) = (opened.task, closed.clone().drop_guard());
         tokio::spawn(async move {
@@ -161,7 +184,9 @@ impl Session {
             let _ = task.await;
         });
         let (client, facts, line) = (opened.client, opened.facts, opened.line);
-        Ok(Self { client, facts, conninfo: conninfo.clone(), line, closed, _connection: opened.guard })
+        let conninfo = conninfo.clone();
+        let session = Self { client, facts, conninfo, line, closed, _connection: opened.guard };
+        Ok((session, opened.prepared))
     }
 
     /// Another database of the very server that this session is with.
@@ -202,7 +227,7 @@ pub(super) async fn open_pooled(
     application_name: &str,
     deadline: Duration,
 ) -> Result<(Client, JoinHandle<()>), SessionError> {
-    let opened = open(conninfo, application_name, deadline, None).await?;
+    let opened = open(conninfo, application_name, deadline, &[], None).await?;
     opened.guard.disarm();
     Ok((opened.client, opened.task))
 }
@@ -211,6 +236,7 @@ pub(super) async fn open_pooled(
 struct Opened {
     client: Client,
     facts: ServerFacts,
+    prepared: Vec<Prepared>,
     line: Line,
     task: JoinHandle<()>,
     guard: DropGuard,
@@ -220,6 +246,7 @@ async fn open(
     conninfo: &ConnInfo,
     application_name: &str,
     deadline: Duration,
+    statements: &[&str],
     notifications: Option<mpsc::UnboundedSender<Notification>>,
 ) -> Result<Opened, SessionError> {
     // A standby first, and if there is none, any.
@@ -230,7 +257,8 @@ async fn open(
     let mut failures = Vec::new();
     for wish in wishes {
         let (wish, certificate_mode) = (*wish, conninfo.tls.certificate_mode);
-        let accept = |dialled| accept(dialled, wish, certificate_mode, notifications.clone()).boxed();
+        let accept =
+            |dialled| accept(dialled, wish, certificate_mode, statements, notifications.clone()).boxed();
         match dial::dial(conninfo, application_name, deadline, &accept).await {
             Ok(opened) => return Ok(opened),
             Err(failed) => failures = failed,
@@ -244,13 +272,16 @@ async fn accept(
     dialled: Dialled,
     wish: SessionAttrs,
     certificate_mode: CertificateMode,
+    statements: &[&str],
     notifications: Option<mpsc::UnboundedSender<Notification>>,
 ) -> Result<Opened, DialError> {
     let Dialled { client, connection, line } = dialled;
     let end = CancellationToken::new();
     let task = drive(connection, notifications, end.clone());
     let guard = end.drop_guard();
-    let facts = set_up(&client).await.map_err(DialError::Admission)?;
+    // In this order on the wire, and so at the server: the settings hold for the statements.
+    let (facts, prepared) = (start(set_up(&client)), start(prepare(&client, statements)));
+    let (facts, prepared) = (facts.await.map_err(DialError::Admission)?, prepared.await);
     if !facts.fit(wish) {
         return Err(DialError::Attrs(wish));
     }
@@ -262,7 +293,7 @@ async fn accept(
             return Err(DialError::CertificateUnasked);
         }
     }
-    Ok(Opened { client, facts, line, task, guard })
+    Ok(Opened { client, facts, prepared, line, task, guard })
 }
 
 /// Gives a new session its settings and asks what the server is, in one round trip.
@@ -326,6 +357,16 @@ pub fn ends_connection(error: &tokio_postgres::Error) -> bool {
         Some(told) => error.is_closed() || told.code().code().starts_with("57P"),
         None => true,
     }
+}
+
+/// Prepares statements, in one round trip. Gives what became of each, in their order.
+pub async fn prepare(client: &Client, statements: &[&str]) -> Vec<Prepared> {
+    let pending: Vec<_> = statements.iter().map(|sql| start(client.prepare(sql))).collect();
+    let mut prepared = Vec::with_capacity(pending.len());
+    for statement in pending {
+        prepared.push(statement.await);
+    }
+    prepared
 }
 
 /// Sends the request of a future now and gives the future back, to be awaited for the answer.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
-use tokio_postgres::{Client, SimpleQueryMessage, Statement};
+use tokio_postgres::{SimpleQueryMessage, Statement};
 use tokio_util::sync::CancellationToken;
 
 use super::plan::{Plan, Refresh};
@@ -22,7 +22,7 @@ use super::spool::{Spool, SpoolError};
 use crate::config::Settings;
 use crate::postgres::conninfo::ConnInfo;
 use crate::postgres::extension::{self, PowaVersion};
-use crate::postgres::session::{Session, SessionError, ends_connection, start};
+use crate::postgres::session::{Prepared, Session, SessionError, ends_connection, prepare, start};
 use crate::postgres::text::{causes, one_line};
 
 /// How much of a datasource is gathered before it goes to the spool, in bytes.
@@ -36,6 +36,7 @@ const BACK: &str = "ROLLBACK TO SAVEPOINT datasource";
 
 /// A session with a monitored server, with what is prepared there.
 pub struct Remote {
+    /// Dropped before the statements: each one that is dropped in a session is taken back there.
     pub session: Session,
     conninfo: ConnInfo,
     application_name: String,
@@ -83,8 +84,22 @@ impl Remote {
         application_name: String,
         deadline: Duration,
     ) -> Result<Self, SessionError> {
-        let session = Session::open(&conninfo, &application_name, deadline).await?;
-        Ok(Self { session, conninfo, application_name, prepared: HashMap::new() })
+        let (remote, _) = Self::open_preparing(conninfo, application_name, deadline, &[]).await?;
+        Ok(remote)
+    }
+
+    /// The same, as [`Session::open_preparing`].
+    async fn open_preparing(
+        conninfo: ConnInfo,
+        application_name: String,
+        deadline: Duration,
+        statements: &[&str],
+    ) -> Result<(Self, Vec<Prepared>), SessionError> {
+        let (session, prepared) =
+            Session::open_preparing(&conninfo, &application_name, deadline, statements).await?;
+        let mut remote = Self { session, conninfo, application_name, prepared: HashMap::new() };
+        remote.keep(statements, &prepared);
+        Ok((remote, prepared))
     }
 
     async fn reopen(&mut self, deadline: Duration) -> Result<(), SessionError> {
@@ -101,40 +116,24 @@ impl Remote {
         self.conninfo.dbname.clone()
     }
 
-    /// Prepares statements that are not prepared yet, in one round trip. Gives those that the server refuses,
-    /// with its reason.
-    async fn prepare<'a>(
-        &mut self,
-        statements: impl Iterator<Item = &'a str>,
-    ) -> Result<HashMap<&'a str, String>, FetchError> {
-        let client = &self.session.client;
-        let new: Vec<&str> = statements.filter(|sql| !self.prepared.contains_key(*sql)).collect();
-        let pending: Vec<_> = new.iter().map(|sql| start(client.prepare(sql))).collect();
-        let mut refused = HashMap::new();
-        for (sql, statement) in new.into_iter().zip(pending) {
-            match statement.await {
-                Ok(statement) => {
-                    self.prepared.insert(sql.to_owned(), statement);
-                }
-                Err(error) => {
-                    refused.insert(sql, refusal(error)?);
-                }
-            }
-        }
-        Ok(refused)
+    /// Prepares statements that are not prepared yet, in one round trip. Gives what became of each, in their
+    /// order.
+    async fn prepare(&mut self, statements: &[&str]) -> Vec<Prepared> {
+        let known = |sql: &str| self.prepared.get(sql).cloned();
+        let new: Vec<&str> = statements.iter().copied().filter(|sql| known(sql).is_none()).collect();
+        let mut new = prepare(&self.session.client, &new).await.into_iter();
+        let all = statements.iter().filter_map(|sql| known(sql).map(Ok).or_else(|| new.next()));
+        let all: Vec<Prepared> = all.collect();
+        self.keep(statements, &all);
+        all
     }
 
-    /// Prepares and reads. Gives the time of the transaction.
-    async fn read(&mut self, readings: Vec<Reading>, spool: &Mutex<Spool>) -> Result<String, FetchError> {
-        let refused = self.prepare(readings.iter().map(|reading| reading.copy.as_str())).await?;
-        let mut prepared = Vec::with_capacity(readings.len());
-        for reading in &readings {
-            match refused.get(reading.copy.as_str()) {
-                Some(reason) => spool.lock().await.errors.push(format!("{}: {reason}", reading.name)),
-                None => prepared.push((reading, &self.prepared[&reading.copy])),
+    fn keep(&mut self, statements: &[&str], prepared: &[Prepared]) {
+        for (sql, prepared) in statements.iter().zip(prepared) {
+            if let Ok(statement) = prepared {
+                self.prepared.insert((*sql).to_owned(), statement.clone());
             }
         }
-        read(&self.session.client, prepared, self.session.facts.is_sql_ascii, spool).await
     }
 }
 
@@ -174,7 +173,9 @@ async fn read_server(
     spool: &Mutex<Spool>,
 ) -> Result<(String, Vec<Database>), FetchError> {
     let reads_databases = !plan.db_modules.is_empty() || !plan.catalogs.is_empty();
-    remote.prepare([extension::INSTALLED, DATABASES].into_iter()).await?;
+    for statement in remote.prepare(&[extension::INSTALLED, DATABASES]).await {
+        statement?;
+    }
     let client = &remote.session.client;
     let installed = extension::installed(client, &remote.prepared[extension::INSTALLED]);
     let list = &remote.prepared[DATABASES];
@@ -198,22 +199,40 @@ async fn read_server(
             Err(reason) => spool.lock().await.errors.push(format!("{}: {reason}", datasource.name)),
         }
     }
-    let time = remote.read(wanted, spool).await?;
+    let prepared = remote.prepare(&copies(&wanted)).await;
+    let time = read(&remote.session, &wanted, prepared, spool).await?;
     let databases =
         databases.iter().map(|row| Database { oid: row.get("oid"), name: row.get("datname") }).collect();
     Ok((time, databases))
 }
 
-/// Reads in one transaction and one round trip. Gives the transaction's time.
+fn copies(readings: &[Reading]) -> Vec<&str> {
+    readings.iter().map(|reading| reading.copy.as_str()).collect()
+}
+
+/// Reads in one transaction and one round trip. Gives the transaction's time. `prepared`: what became of the
+/// readings' statements.
 async fn read(
-    client: &Client,
-    readings: Vec<(&Reading, &Statement)>,
-    is_sql_ascii: bool,
+    session: &Session,
+    readings: &[Reading],
+    prepared: Vec<Prepared>,
     spool: &Mutex<Spool>,
 ) -> Result<String, FetchError> {
+    let mut wanted = Vec::with_capacity(readings.len());
+    for (reading, prepared) in readings.iter().zip(prepared) {
+        match prepared {
+            Ok(statement) => wanted.push((reading, statement)),
+            Err(error) => {
+                let reason = refusal(error)?;
+                spool.lock().await.errors.push(format!("{}: {reason}", reading.name));
+            }
+        }
+    }
+
+    let client = &session.client;
     let begin = start(client.simple_query(include_str!("../../sql/remote/begin.sql")));
-    let mut pending = Vec::with_capacity(readings.len());
-    for (reading, statement) in readings {
+    let mut pending = Vec::with_capacity(wanted.len());
+    for (reading, statement) in &wanted {
         let copy = start(client.copy_out(statement));
         let back = start(client.batch_execute(BACK));
         // A cleanup may change something: what it did must stay, and if it fails the transaction must go on.
@@ -242,7 +261,7 @@ async fn read(
     for (reading, copy, back, cleanup) in pending {
         let section = spool.lock().await.begin(reading.target.clone());
         let outcome = match copy.await {
-            Ok(rows) => drain(rows, is_sql_ascii, spool, section).await,
+            Ok(rows) => drain(rows, session.facts.is_sql_ascii, spool, section).await,
             Err(error) => Err(error.into()),
         };
         if let Err(error) = outcome {
@@ -359,16 +378,18 @@ async fn read_database(
     spool: &Mutex<Spool>,
 ) -> Result<(), FetchError> {
     let conninfo = remote.session.database(&database.name);
-    let opening = Remote::open(conninfo, remote.application_name.clone(), settings.timeouts.connect);
-    let mut here = match stop.run_until_cancelled(opening).await {
+    let (name, copies) = (remote.application_name.clone(), copies(&readings));
+    let opening = Remote::open_preparing(conninfo, name, settings.timeouts.connect, &copies);
+    let (here, prepared) = match stop.run_until_cancelled(opening).await {
         None => return Err(FetchError::Stopped),
-        Some(Ok(here)) => here,
+        Some(Ok(opened)) => opened,
         Some(Err(error)) => {
             spool.lock().await.errors.push(format!("database {}: {error}", database.name));
             return Ok(());
         }
     };
-    match until(settings.timeouts.fetch, stop, here.read(readings, spool)).await {
+    let reading = read(&here.session, &readings, prepared, spool);
+    match until(settings.timeouts.fetch, stop, reading).await {
         Err(error @ (FetchError::Deadline(_) | FetchError::Stopped)) => {
             here.session.cancel().await;
             Err(error)
