@@ -184,6 +184,8 @@ async fn try_address(
                     }
                     Ok(dialled)
                 }
+                // The server has no TLS: there is no second way.
+                Err(Failed { error: DialError::Tls(TlsError::Refused(_)), .. }) => Err(error),
                 Err(other) if other.error.to_string() == error.to_string() => Err(error),
                 Err(other) => {
                     let (first, second, ends_with_tls) = (Box::new(error), Box::new(other.error), second);

@@ -90,8 +90,8 @@ pub async fn open(
         stream.write_all(&TLS_REQUEST).await.map_err(DialError::Connect)?;
         match stream.read_u8().await.map_err(DialError::Connect)? {
             b'S' => {}
-            // Without TLS, this same connection serves.
-            b'N' if conninfo.tls.mode <= SslMode::Prefer => return Ok(plain(Box::new(stream))),
+            // Without TLS, this same connection serves. With `allow`, that has been tried.
+            b'N' if conninfo.tls.mode == SslMode::Prefer => return Ok(plain(Box::new(stream))),
             b'N' => return Err(TlsError::Refused(conninfo.tls.mode).into()),
             answer => return Err(TlsError::Answer(answer).into()),
         }
