@@ -7,7 +7,8 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use certificates::Site;
+use certificates::{PATIENCE, Site};
+use powa_collector::postgres::session::Session;
 use serde_json::json;
 use support::{Cluster, Collector, Powa, Registration, on_both_versions, register_server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -80,6 +81,61 @@ on_both_versions! {
             assert_eq!(told.contains("ok       connected"), is_right, "{told}");
             assert_eq!(told.contains("local issuer"), !is_right, "{told}");
         }
+    }
+
+    async fn another_database_is_tried_first_in_the_way_that_has_worked(powa: Powa) {
+        let site = Site::new(powa);
+        site.show("valid").await;
+        for (mode, is_encrypted) in [("prefer", true), ("prefer", false), ("allow", true), ("allow", false)] {
+            let (same, different) =
+                if is_encrypted { ("hostssl", "hostnossl") } else { ("hostnossl", "hostssl") };
+            let hba = |other: &str| {
+                format!("local all all trust\n{same} postgres all all trust\n{other} template1 all all trust")
+            };
+            site.hba(&hba(same)).await;
+            let session = site.open(&format!("sslmode={mode}")).await.unwrap();
+            assert_eq!(encryption(&session).await, is_encrypted, "{mode}");
+            for (other, expected) in [(same, is_encrypted), ("host", is_encrypted), (different, !is_encrypted)] {
+                site.hba(&hba(other)).await;
+                let before = site.cluster.log().len();
+                assert_eq!(encryption(&database(&session).await.unwrap()).await, expected, "{mode}, {other}");
+                let tries_in_vain = site.cluster.log()[before..].matches("FATAL").count();
+                assert_eq!(tries_in_vain, usize::from(other == different), "{mode}, {other}");
+            }
+        }
+    }
+
+    async fn a_server_that_comes_to_want_tls_for_a_database_gets_it(powa: Powa) {
+        let site = Site::new(powa);
+        let session = site.open("sslmode=prefer").await.unwrap();
+        assert!(!encryption(&session).await);
+        site.hba("local all all trust\nhost postgres all all trust\nhostssl template1 all all trust").await;
+        // Nobody is asked to log in twice by a server that has no TLS.
+        let before = site.cluster.log().len();
+        let told = database(&session).await.map(|_| ()).unwrap_err();
+        assert_eq!(told.matches("no pg_hba.conf entry").count(), 1, "{told}");
+        assert_eq!(site.cluster.log()[before..].matches("FATAL").count(), 1);
+
+        site.show("valid").await;
+        assert!(encryption(&database(&session).await.unwrap()).await);
+    }
+
+    async fn a_database_is_read_that_wants_tls_where_the_server_wants_none(powa: Powa) {
+        let site = repository_and_server(powa).await;
+        let only_with_tls = "hostssl postgres all all trust\nhostnossl postgres all all reject";
+        site.hba(&format!("local all all trust\n{only_with_tls}\nhostnossl all all all trust")).await;
+        let before = site.cluster.log().len();
+        let (output, is_good) = once(&site.cluster, "sslmode=prefer").await;
+        assert!(is_good && !output.contains("pg_hba.conf"), "{output}");
+        let log = site.cluster.log()[before..].to_owned();
+        let is_encrypted = |database: &str| {
+            let authorized = format!("authorized: user=postgres database={database} ");
+            let is_read = |line: &&str| line.contains(&authorized) && line.contains("- worker");
+            log.lines().find(is_read).map(|line| line.contains("SSL enabled"))
+        };
+        assert_eq!(is_encrypted("monitored"), Some(false), "{log}");
+        assert_eq!(is_encrypted("template1"), powa.is_v5().then_some(false), "{log}");
+        assert_eq!(is_encrypted("postgres"), powa.is_v5().then_some(true), "{log}");
     }
 
     async fn passwords_are_used_and_never_shown(powa: Powa) {
@@ -272,6 +328,17 @@ async fn repository_and_server(powa: Powa) -> Site {
     let site = Site::of(cluster);
     site.show("valid").await;
     site
+}
+
+/// Another database of a session's server.
+async fn database(session: &Session) -> Result<Session, String> {
+    let conninfo = session.database("template1");
+    Session::open(&conninfo, "test", PATIENCE).await.map_err(|error| error.to_string())
+}
+
+async fn encryption(session: &Session) -> bool {
+    let question = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    session.client.query_one(question, &[]).await.unwrap().get(0)
 }
 
 async fn once(cluster: &Cluster, option: &str) -> (String, bool) {

@@ -85,6 +85,7 @@ mod powa5 {
         let log = scene.snapshot().await;
         let error = scene.error().await;
         assert!(error.contains("database forbidden") && error.contains("pg_hba.conf"), "{error}");
+        assert_eq!(1, scene.cluster.log().matches("pg_hba.conf rejects").count(), "{log}");
         assert!(log.contains(&error), "{log}");
         assert_eq!(vec!["monitored", "postgres", "powa", "template1"], read_in(&scene, TABLES).await);
         assert!(scene.count("powa_statements_history_current").await > 0);

@@ -52,6 +52,10 @@ impl Line {
         };
         Host { address, ..self.host.clone() }
     }
+
+    pub fn is_encrypted(&self) -> bool {
+        self.is_encrypted
+    }
 }
 
 /// Why a host does not serve.

@@ -191,7 +191,11 @@ impl Session {
 
     /// Another database of the very server that this session is with.
     pub fn database(&self, dbname: &str) -> ConnInfo {
-        ConnInfo { hosts: vec![self.line.host()], ..self.conninfo.with_database(dbname) }
+        let mut conninfo = self.conninfo.with_database(dbname);
+        conninfo.hosts = vec![self.line.host()];
+        // A try that is in vain costs round trips, with each database anew.
+        conninfo.tls.mode = conninfo.tls.mode.after(self.line.is_encrypted());
+        conninfo
     }
 
     /// Completes when the connection has ended, whoever ended it.

@@ -28,6 +28,16 @@ impl SslMode {
         ("verify-ca", Self::VerifyCa),
         ("verify-full", Self::VerifyFull),
     ];
+
+    /// The mode that allows the same ways, and tries first the one that has led to the server.
+    #[must_use]
+    pub fn after(self, was_encrypted: bool) -> Self {
+        match self {
+            Self::Allow | Self::Prefer if was_encrypted => Self::Prefer,
+            Self::Allow | Self::Prefer => Self::Allow,
+            strict => strict,
+        }
+    }
 }
 
 impl fmt::Display for SslMode {
@@ -409,4 +419,17 @@ pub fn refuse_unsupported(options: &Options) -> Result<(), ConnInfoError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_worked_changes_the_order_of_the_ways_and_not_which_there_are() {
+        use SslMode::{Allow, Disable, Prefer, Require, VerifyCa, VerifyFull};
+        let after = |was_encrypted| SslMode::WORDS.map(|(_, mode)| mode.after(was_encrypted));
+        assert_eq!(after(false), [Disable, Allow, Allow, Require, VerifyCa, VerifyFull]);
+        assert_eq!(after(true), [Disable, Prefer, Prefer, Require, VerifyCa, VerifyFull]);
+    }
 }
