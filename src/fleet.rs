@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +14,8 @@ use crate::control::protocol::Of;
 use crate::postgres::repository::Repository;
 use crate::postgres::text::one_line;
 use crate::server::{Server, ServerId};
+use crate::snapshot::turns::Turns;
+use crate::snapshot::vacuum::Vacuum;
 use crate::worker::{self, Assignment, Command, Exit, State};
 
 /// How many commands a worker may have before it.
@@ -23,8 +25,9 @@ const COMMANDS: usize = 16;
 pub struct Means {
     pub settings: Arc<Settings>,
     pub repository: Repository,
-    /// Bounds how many servers are connected to at once.
-    pub connects: Arc<Semaphore>,
+    pub connects: Arc<Turns>,
+    pub fetches: Arc<Turns>,
+    pub vacuum: Arc<Vacuum>,
     pub use_server_alias: bool,
     pub servers: Arc<ServerOptions>,
 }
@@ -33,7 +36,9 @@ impl Means {
     pub fn new(configuration: &Configuration, repository: Repository) -> Self {
         Self {
             settings: Arc::new(configuration.settings.clone()),
-            connects: Arc::new(Semaphore::new(configuration.settings.connects_at_once)),
+            connects: Turns::new(configuration.settings.connects_at_once),
+            fetches: Turns::new(configuration.settings.fetches_at_once),
+            vacuum: Arc::default(),
             use_server_alias: configuration.use_server_alias,
             servers: Arc::clone(&configuration.servers),
             repository,
@@ -49,6 +54,8 @@ impl Means {
             settings: Arc::clone(&self.settings),
             repository: self.repository.clone(),
             connects: Arc::clone(&self.connects),
+            fetches: Arc::clone(&self.fetches),
+            vacuum: Arc::clone(&self.vacuum),
         }
     }
 }
@@ -155,7 +162,11 @@ impl Fleet {
 
     /// Makes everybody work with this from now on.
     pub fn equip(&mut self, means: Means) {
-        let old = std::mem::replace(&mut self.means, means);
+        // Who has a turn keeps it, and who waits for one keeps its place.
+        self.means.connects.set_places(means.settings.connects_at_once);
+        self.means.fetches.set_places(means.settings.fetches_at_once);
+        let (connects, fetches) = (Arc::clone(&self.means.connects), Arc::clone(&self.means.fetches));
+        let old = std::mem::replace(&mut self.means, Means { connects, fetches, ..means });
         if !old.repository.is_same(&self.means.repository) {
             old.repository.close();
         }

@@ -4,9 +4,9 @@
 //! # The way of the data
 //!
 //! ```text
-//! powa_servers ─▶ collector ─▶ worker ─▶ plan ─▶ fetch ─▶ spool ─▶ store ─▶ repository
-//! NOTIFY, signals ─▶ collector ─▶ worker                                       │
-//! client ◀── pg_notify ◀── listener ◀── collector ◀── state (watch) ◀── worker ◀┘
+//! powa_servers ─▶ collector ─▶ worker ─▶ turns ─▶ plan ─▶ fetch ─▶ spool ─▶ store ─▶ repository
+//! NOTIFY, signals ─▶ collector ─▶ worker                                                │
+//! client ◀── pg_notify ◀── listener ◀── collector ◀── state (watch) ◀── worker ◀─────────┘
 //! ```
 //!
 //! - [`collector`] is the dispatcher. It owns all state; signals, control messages, what was read anew and the
@@ -14,11 +14,13 @@
 //! - [`fleet`] is its workers. It compares the servers that should be collected with the workers there are, and
 //!   changes only what differs.
 //! - [`worker`]: one task per server. Waits until a snapshot is due or asked for, takes it, says how it is.
+//! - [`snapshot::turns`]: who is next. Of those that are due, the one that has been due longest.
 //! - [`snapshot::plan`]: what a snapshot of this server is made of. A short question to the repository.
 //! - [`snapshot::fetch`]: reads it. One transaction on the monitored server, all statements sent before the
 //!   first answer is awaited; it ends with its last row.
 //! - [`snapshot::spool`]: what a fetch leaves, in memory while small and in a file when not.
 //! - [`snapshot::store`]: copies the rows in and calls `powa_take_snapshot`, in one transaction.
+//! - [`snapshot::vacuum`]: keeps the tables small that the rows have passed through.
 //!
 //! # What always holds
 //!
@@ -26,8 +28,8 @@
 //! 2. A snapshot is stored whole or not at all. A datasource that fails costs its own rows only, and its error
 //!    is written to `powa_snapshot_metas.errors`.
 //! 3. No more than `repository.max_connections` snapshots are in the repository at once: its staging tables are
-//!    shared by all servers, and many at a time slow each other down. Who waits holds no connection and no
-//!    rows in memory.
+//!    shared by all servers, and many at a time slow each other down. No more than `fetch.at_once` are on the
+//!    way there, but for those whose servers are slow. Who waits holds no connection and no rows in memory.
 //! 4. Commands are answered whatever the workers do and however busy the repository's pool is: they come and go
 //!    over a connection of their own.
 //! 5. A failure belongs to one worker. It backs off, tries again, and says so once; a panic ends no other.

@@ -82,5 +82,5 @@ async fn take(assignment: &Assignment) -> Result<Taken, String> {
     }
     let mut remote = assignment.connect().await?;
     let stop = CancellationToken::new();
-    assignment.subject().take(&mut remote, None, &stop).await.map_err(|error| error.to_string())
+    assignment.subject().take(&mut remote, None, None, &stop).await.map_err(|error| error.to_string())
 }

@@ -18,12 +18,6 @@ pub fn first_delay(age: Option<Duration>, frequency: Duration, dice: f64) -> Dur
     }
 }
 
-/// How long from now the next snapshot is due, when the last one began `age` ago. Periods that were missed
-/// are not made up for.
-pub fn next_delay(age: Duration, frequency: Duration) -> Duration {
-    frequency.saturating_sub(age)
-}
-
 /// How long to wait before attempt number `attempt` (the first retry is 1): doubling from a second to a
 /// minute, less up to half of it (`dice` in 0..1) so that many who wait for one server come one by one.
 pub fn backoff(attempt: u32, dice: f64) -> Duration {
@@ -48,12 +42,6 @@ mod tests {
         assert_eq!(first_delay(Some(S(60)), S(60), 0.5), S(30));
         assert_eq!(first_delay(Some(S(6000)), S(60), 0.0), S(0));
         assert_eq!(first_delay(None, S(60), 0.25), S(15));
-    }
-
-    #[test]
-    fn the_period_is_counted_from_begin_to_begin_and_missed_ones_are_skipped() {
-        assert_eq!(next_delay(S(2), S(5)), S(3));
-        assert_eq!(next_delay(S(17), S(5)), S(0));
     }
 
     #[test]

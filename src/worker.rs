@@ -4,12 +4,11 @@
 mod wishes;
 
 use std::fmt;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -25,6 +24,8 @@ use crate::schedule;
 use crate::server::{Server, ServerId};
 use crate::snapshot::fetch::{FetchError, Remote};
 use crate::snapshot::plan::Refresh;
+use crate::snapshot::turns::Turns;
+use crate::snapshot::vacuum::Vacuum;
 use crate::snapshot::versions::Change;
 use crate::snapshot::{SnapshotError, Subject, Taken};
 
@@ -41,8 +42,11 @@ pub struct Assignment {
     pub name: String,
     pub settings: Arc<Settings>,
     pub repository: Repository,
-    /// Bounds how many servers are connected to at once.
-    pub connects: Arc<Semaphore>,
+    /// Who connects next.
+    pub connects: Arc<Turns>,
+    /// Who fetches next.
+    pub fetches: Arc<Turns>,
+    pub vacuum: Arc<Vacuum>,
 }
 
 /// What a worker can be told.
@@ -113,6 +117,8 @@ impl Assignment {
             name: &self.name,
             repository: &self.repository,
             settings: &self.settings,
+            fetches: &self.fetches,
+            vacuum: &self.vacuum,
         }
     }
 
@@ -132,8 +138,9 @@ impl Assignment {
     pub async fn connect(&self) -> Result<Remote, String> {
         let conninfo = self.conninfo().map_err(|error| error.to_string())?;
         let name = application_name(SESSION_PREFIX, &self.name);
-        let _permit = self.connects.acquire().await.expect("the semaphore is never closed");
-        Remote::open(conninfo, name, self.settings.timeouts.connect).await.map_err(|error| error.to_string())
+        let _turn = self.connects.wait(None).await;
+        let opening = Box::pin(Remote::open(conninfo, name, self.settings.timeouts.connect));
+        opening.await.map_err(|error| error.to_string())
     }
 }
 
@@ -167,7 +174,8 @@ pub async fn run(
             let begun = worker.schedule.map(|schedule| schedule.began);
             let mut job = wishes.take_job();
             let exit = {
-                let mut acting = pin!(worker.act(&mut job, &taking).instrument(span));
+                // On the heap, which a thousand workers that only wait do not need.
+                let mut acting = Box::pin(worker.act(&mut job, &taking).instrument(span));
                 loop {
                     tokio::select! {
                         exit = &mut acting => break exit,
@@ -398,8 +406,10 @@ impl Worker {
         let began = Instant::now();
         let due = began + self.assignment.server.frequency;
         let refresh = job.refresh.take();
+        // Somebody waits for one that was asked for: it goes first.
+        let was_due = self.schedule.map(|schedule| schedule.due).filter(|_| !job.is_forced);
         let subject = self.assignment.subject();
-        let outcome = subject.take(&mut remote, refresh.as_ref(), &self.stop).await;
+        let outcome = subject.take(&mut remote, refresh.as_ref(), was_due, &self.stop).await;
         match outcome {
             Ok(taken) => {
                 self.remote = Some(remote);

@@ -54,6 +54,18 @@ BEGIN
         EXECUTE pg_catalog.format(
             'GRANT SELECT, INSERT, UPDATE, DELETE ON %I.%I TO powa_collector', other.nspname, other.relname);
     END LOOP;
+
+    -- vacuuming the tables that all snapshots pass through, which PostgreSQL 17 and later can grant by itself
+    IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 170000 THEN
+        FOR other IN
+            SELECT n.nspname, c.relname
+            FROM pg_catalog.pg_class AS c
+            JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+            WHERE c.relkind = 'r' AND c.relname LIKE '%\_src\_tmp'
+        LOOP
+            EXECUTE pg_catalog.format('GRANT MAINTAIN ON %I.%I TO powa_collector', other.nspname, other.relname);
+        END LOOP;
+    END IF;
 END
 $setup$;
 

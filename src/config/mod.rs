@@ -25,10 +25,11 @@ use crate::postgres::secret::Secret;
 const ENVIRONMENT_PREFIX: &str = "POWA_COLLECTOR";
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 18] = [
+pub const KEYS: [&str; 20] = [
     "repository.dsn",
     "repository.password_command",
     "repository.max_connections",
+    "repository.vacuum",
     "servers.defaults",
     "servers.by_name",
     "use_server_alias",
@@ -37,6 +38,7 @@ pub const KEYS: [&str; 18] = [
     "shutdown_timeout",
     "fetch.database_connections",
     "fetch.connects_at_once",
+    "fetch.at_once",
     "spool.memory_limit",
     "spool.directory",
     "timeouts.connect",
@@ -73,10 +75,14 @@ pub struct Configuration {
 pub struct Settings {
     /// Snapshots in the repository at once.
     pub max_connections: usize,
+    /// Whether the tables that snapshots pass through are vacuumed.
+    pub vacuums: bool,
     /// Databases of one server that are read side by side.
     pub database_connections: usize,
     /// Servers that are being connected to at once.
     pub connects_at_once: usize,
+    /// Servers that are being read, or were and wait for the repository, at once.
+    pub fetches_at_once: usize,
     /// Bytes of one snapshot that are kept in memory; more goes to a file.
     pub spool_memory_limit: usize,
     pub spool_directory: PathBuf,
@@ -149,6 +155,7 @@ struct RawRepository {
     dsn: Option<Secret>,
     password_command: Option<Value>,
     max_connections: Option<u64>,
+    vacuum: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -156,6 +163,7 @@ struct RawRepository {
 struct RawFetch {
     database_connections: Option<u64>,
     connects_at_once: Option<u64>,
+    at_once: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -352,15 +360,17 @@ fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuratio
         repository,
         servers: Arc::new(servers),
         settings: Settings {
-            max_connections: size("repository.max_connections", raw.repository.max_connections, 4, 1, 100)?,
+            max_connections: size("repository.max_connections", raw.repository.max_connections, 3, 1, 100)?,
+            vacuums: raw.repository.vacuum.unwrap_or(true),
             database_connections: size(
                 "fetch.database_connections",
                 raw.fetch.database_connections,
-                2,
+                4,
                 1,
                 100,
             )?,
             connects_at_once: size("fetch.connects_at_once", raw.fetch.connects_at_once, 16, 1, 1000)?,
+            fetches_at_once: size("fetch.at_once", raw.fetch.at_once, 6, 1, 1000)?,
             spool_memory_limit: size("spool.memory_limit", raw.spool.memory_limit, 2 << 20, 0, 1 << 30)?,
             spool_directory: raw.spool.directory.unwrap_or_else(temporary_directory),
             timeouts: Timeouts {
@@ -454,12 +464,14 @@ pub fn differences(old: &Configuration, new: &Configuration) -> Vec<String> {
     let mut told: Vec<String> = [
         repository,
         changed("repository.max_connections", &was.max_connections, &is.max_connections),
+        changed("repository.vacuum", &was.vacuums, &is.vacuums),
         changed("use_server_alias", &old.use_server_alias, &new.use_server_alias),
         changed("debug", &old.debug, &new.debug),
         changed("servers_refresh_interval", &old.servers_refresh_interval, &new.servers_refresh_interval),
         changed("shutdown_timeout", &old.shutdown_timeout, &new.shutdown_timeout),
         changed("fetch.database_connections", &was.database_connections, &is.database_connections),
         changed("fetch.connects_at_once", &was.connects_at_once, &is.connects_at_once),
+        changed("fetch.at_once", &was.fetches_at_once, &is.fetches_at_once),
         changed("spool.memory_limit", &was.spool_memory_limit, &is.spool_memory_limit),
         changed("spool.directory", &was.spool_directory, &is.spool_directory),
         changed("timeouts", &was.timeouts, &is.timeouts),
@@ -554,7 +566,7 @@ mod tests {
         .unwrap();
         let configuration = loaded.configuration;
         assert!(configuration.use_server_alias && configuration.debug);
-        assert_eq!(configuration.settings.max_connections, 4);
+        assert_eq!(configuration.settings.max_connections, 3);
         assert_eq!(configuration.servers_refresh_interval, Some(Duration::from_secs(60)));
         assert_eq!(configuration.shutdown_timeout, Duration::from_secs(30));
         assert!(loaded.warnings.is_empty());

@@ -108,7 +108,9 @@ impl managed::Manager for Sessions {
     type Error = SessionError;
 
     async fn create(&self) -> Result<ClientWrapper, SessionError> {
-        let (client, task) = session::open_pooled(&self.conninfo, "PoWA collector", self.deadline).await?;
+        // On the heap: everybody who waits for a connection would have the room for making one.
+        let opening = session::open_pooled(&self.conninfo, "PoWA collector", self.deadline);
+        let (client, task) = Box::pin(opening).await?;
         Ok(ClientWrapper::new(client, task))
     }
 

@@ -5,9 +5,12 @@ pub mod plan;
 pub mod reading;
 pub mod spool;
 pub mod store;
+pub mod turns;
+pub mod vacuum;
 pub mod versions;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
@@ -17,6 +20,8 @@ use self::fetch::{FetchError, Remote};
 use self::plan::{Plan, PlanError, Refresh};
 use self::spool::SpoolError;
 use self::store::StoreError;
+use self::turns::{Due, Turns};
+use self::vacuum::Vacuum;
 use crate::config::Settings;
 use crate::postgres::extension::{self, Extension, Powa};
 use crate::postgres::repository::{Object, Repository, RepositoryError};
@@ -27,6 +32,10 @@ use crate::server::{self, Server, ServerId};
 /// How sessions with the repository are named, before the server's name.
 const REPOSITORY_PREFIX: &str = "PoWA collector - repo_conn for worker ";
 
+/// How long a fetch has its turn for itself. One that takes longer waits for its server, and nobody else is to wait
+/// for that.
+const TURN: Duration = Duration::from_secs(2);
+
 /// A server whose snapshot is taken, and with what.
 pub struct Subject<'a> {
     pub server: ServerId,
@@ -34,6 +43,9 @@ pub struct Subject<'a> {
     pub name: &'a str,
     pub repository: &'a Repository,
     pub settings: &'a Settings,
+    /// Who fetches next.
+    pub fetches: &'a Arc<Turns>,
+    pub vacuum: &'a Vacuum,
 }
 
 /// A snapshot that is in the repository.
@@ -96,7 +108,7 @@ impl Subject<'_> {
         application_name(REPOSITORY_PREFIX, self.name)
     }
 
-    /// Takes a snapshot. `stop` breaks off everything but a store in progress.
+    /// Takes a snapshot, when it is its turn. `stop` breaks off everything but a store in progress.
     ///
     /// # Errors
     /// When nothing of the snapshot is in the repository.
@@ -104,20 +116,38 @@ impl Subject<'_> {
         &self,
         remote: &mut Remote,
         refresh: Option<&Refresh>,
+        due: Due,
         stop: &CancellationToken,
     ) -> Result<Taken, SnapshotError> {
+        // What is fetched is stored soon after: a repository that is behind is not handed more than it can take.
+        tracing::debug!("waits for its turn");
+        let mut turn = match stop.run_until_cancelled(self.fetches.wait(due)).await {
+            None => return Err(SnapshotError::Stopped),
+            Some(turn) => Some(turn),
+        };
         let version = remote.session.facts.version_num;
         let plan = match stop.run_until_cancelled(self.plan(version)).await {
             None => return Err(SnapshotError::Stopped),
             Some(plan) => plan?,
         };
         let fetch_began = Instant::now();
-        let mut spool = fetch::fetch(remote, &plan, refresh, self.settings, stop).await?;
+        let mut spool = {
+            // On the heap, like what follows: who waits for its turn does not need the room yet.
+            let mut fetching = Box::pin(fetch::fetch(remote, &plan, refresh, self.settings, stop));
+            match timeout(TURN, &mut fetching).await {
+                Ok(fetched) => fetched?,
+                Err(_) => {
+                    turn = None;
+                    fetching.await?
+                }
+            }
+        };
         let fetch = fetch_began.elapsed();
 
         // Who waits for the repository holds no rows in memory.
         let wait_began = Instant::now();
         if !self.repository.has_free_store_connection() && spool.rows() > 0 {
+            tracing::debug!("waits for the repository");
             spool.move_to_file().await?;
             spool.finish().await?;
         }
@@ -125,13 +155,19 @@ impl Subject<'_> {
             None => return Err(SnapshotError::Stopped),
             Some(connection) => connection?,
         };
+        drop(turn);
         let wait = wait_began.elapsed();
 
         let store_began = Instant::now();
         let session = self.repository_session();
         let deadline = self.settings.timeouts.store;
-        let stored =
-            store::store(connection, &plan.powa, self.server, &session, &mut spool, deadline).await?;
+        self.vacuum.note(&spool.parts());
+        let storing = store::store(connection, &plan.powa, self.server, &session, &mut spool, deadline);
+        let (stored, connection) = Box::pin(storing).await?;
+        let store = store_began.elapsed();
+        if self.settings.vacuums {
+            self.vacuum.run(connection, deadline, stop).await;
+        }
         Ok(Taken {
             rows: spool.rows(),
             bytes: spool.bytes(),
@@ -139,7 +175,7 @@ impl Subject<'_> {
             repository_errors: stored.errors,
             fetch,
             wait,
-            store: store_began.elapsed(),
+            store,
         })
     }
 
@@ -178,7 +214,7 @@ impl Subject<'_> {
     /// When one side cannot be asked, or the repository's refuses to be written.
     pub async fn update_versions(&self, remote: &Remote) -> Result<Vec<versions::Change>, SnapshotError> {
         let deadline = self.settings.timeouts.query;
-        let versions = timeout(deadline, versions::ask(remote))
+        let versions = timeout(deadline, Box::pin(versions::ask(remote)))
             .await
             .map_err(|_| FetchError::Deadline(deadline))?
             .map_err(FetchError::Connection)?;
@@ -235,7 +271,7 @@ async fn ask<T>(
         let powa = plan::repository_powa(&extensions)?;
         question(&client, powa, &extensions).await
     };
-    let answer = match timeout(deadline, asking).await {
+    let answer = match timeout(deadline, Box::pin(asking)).await {
         Ok(answer) => answer.map_err(SnapshotError::Plan),
         Err(_) => Err(SnapshotError::NoAnswer(deadline)),
     };

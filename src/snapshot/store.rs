@@ -39,10 +39,10 @@ pub struct Stored {
     pub errors: i32,
 }
 
-/// Stores a snapshot. The connection is given back only when it is good for another.
+/// Stores a snapshot. Gives the connection back, for what follows.
 ///
 /// # Errors
-/// When the snapshot is not stored.
+/// When the snapshot is not stored. The connection then goes back by itself, if it is good for another.
 pub async fn store(
     mut client: Object,
     powa: &Powa,
@@ -50,21 +50,24 @@ pub async fn store(
     application_name: &str,
     spool: &mut Spool,
     deadline: Duration,
-) -> Result<Stored, StoreError> {
+) -> Result<(Stored, Object), StoreError> {
     let storing = transaction(&mut client, powa, server, application_name, spool);
-    let outcome = timeout(deadline, storing).await.unwrap_or(Err(StoreError::Deadline(deadline)));
-    let is_clean = match &outcome {
-        Ok(_) => true,
-        Err(StoreError::TakeSnapshot { .. }) => {
+    let error = match timeout(deadline, storing).await {
+        Ok(Ok(stored)) => return Ok((stored, client)),
+        Ok(Err(error)) => error,
+        Err(_) => StoreError::Deadline(deadline),
+    };
+    let is_clean = match &error {
+        StoreError::TakeSnapshot { .. } => {
             matches!(timeout(deadline, client.batch_execute("ROLLBACK")).await, Ok(Ok(())))
         }
-        Err(_) => false,
+        _ => false,
     };
     if !is_clean {
         // Closing the connection is the surest rollback.
         drop(Object::take(client));
     }
-    outcome
+    Err(error)
 }
 
 async fn transaction(
