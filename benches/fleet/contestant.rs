@@ -1,25 +1,40 @@
 //! The two collectors, as processes.
 
+use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::measure;
+use crate::scene::REPOSITORY;
 use crate::support::Cluster;
 
 /// The rival's version, from PyPI.
 pub const RIVAL_VERSION: &str = "1.3.2";
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Who {
+/// What our configuration file says besides the repository's DSN.
+pub static SETTINGS: OnceLock<Value> = OnceLock::new();
+
+#[derive(Clone, Copy)]
+pub enum Who<'a> {
     Ours,
-    Python,
+    Python(&'a Rival),
+}
+
+impl fmt::Display for Who<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Who::Ours => "powa-collector",
+            Who::Python(_) => "Python collector",
+        })
+    }
 }
 
 /// Where the Python collector is installed.
@@ -51,9 +66,13 @@ pub struct Contestant {
 }
 
 impl Contestant {
-    pub fn start(who: Who, rival: &Rival, repository: &Cluster, dbname: &str) -> Contestant {
+    pub fn start(who: Who<'_>, repository: &Cluster) -> Contestant {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
-        let config = json!({ "repository": { "dsn": repository.superuser_dsn(dbname) } });
+        let mut config = json!({});
+        if let (Who::Ours, Some(settings)) = (who, SETTINGS.get()) {
+            config.clone_from(settings);
+        }
+        config["repository"]["dsn"] = Value::String(repository.superuser_dsn(REPOSITORY));
         std::fs::write(directory.path().join("powa-collector.conf"), config.to_string())
             .expect("write the file");
         let log = File::create(directory.path().join("log")).expect("make the log");
@@ -61,7 +80,7 @@ impl Contestant {
         command.arg("--pdeathsig=KILL");
         match who {
             Who::Ours => command.arg(env!("CARGO_BIN_EXE_powa-collector")),
-            Who::Python => command.arg(&rival.python).arg(&rival.program),
+            Who::Python(rival) => command.arg(&rival.python).arg(&rival.program),
         };
         command
             .current_dir(directory.path())
@@ -73,6 +92,11 @@ impl Contestant {
             .stdout(log.try_clone().expect("duplicate a file"))
             .stderr(log);
         Contestant { process: command.spawn().expect("run a collector"), _directory: directory }
+    }
+
+    /// What is resident now.
+    pub fn memory(&self) -> u64 {
+        measure::memory(self.process.id())
     }
 
     pub fn peak_memory(&self) -> u64 {

@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
-use crate::scene::Scene;
+use crate::scene::{REPOSITORY, Scene};
 
 /// How many writers are tried: the best of them is the floor.
 pub const WRITERS: [usize; 2] = [2, 4];
@@ -109,7 +109,7 @@ impl Queries {
     }
 
     /// One snapshot, by two runs of psql.
-    fn snapshot(&self, scene: &Scene, dbname: &str, at: usize, directory: &Path, with_catalogs: bool) {
+    fn snapshot(&self, scene: &Scene, at: usize, directory: &Path, with_catalogs: bool) {
         let (server, host, port) = &self.servers[at];
         let (script, tables) = self.reading(*server, directory, with_catalogs);
         psql(host, *port, "powa", &script, directory);
@@ -119,7 +119,7 @@ impl Queries {
                 writeln!(script, "\\copy {table} from '{}'", directory.join(number.to_string()).display());
         }
         let _ = writeln!(script, "SELECT powa_take_snapshot({server});\nCOMMIT;");
-        psql("127.0.0.1", scene.repository.port().into(), dbname, &script, directory);
+        psql("127.0.0.1", scene.repository.port().into(), REPOSITORY, &script, directory);
     }
 }
 
@@ -150,35 +150,46 @@ fn psql(host: &str, port: i32, dbname: &str, script: &str, directory: &Path) {
     assert!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// One snapshot of each server, catalogs included, by so many writers. Gives how long it took.
-pub async fn round(scene: &Scene, dbname: &str, repository: &Client, writers: usize) -> Duration {
-    let queries = Queries::read(scene, repository).await;
-    run(scene, dbname, queries, writers, None).0
-}
+/// When each snapshot was in the repository.
+pub struct Floor(Vec<Duration>);
 
-/// Snapshots of the servers in turn, without catalogs, for a time. Gives how many a minute.
-pub async fn rate(scene: &Scene, dbname: &str, repository: &Client, writers: usize, time: Duration) -> f64 {
-    let queries = Queries::read(scene, repository).await;
-    let (elapsed, count) = run(scene, dbname, queries, writers, Some(time));
+impl Floor {
+    /// How long all of them took.
+    pub fn seconds(&self) -> f64 {
+        self.0.last().map_or(f64::INFINITY, Duration::as_secs_f64)
+    }
+
+    pub fn per_minute(&self) -> f64 {
+        self.points().last().map_or(0.0, |(seconds, count)| count * 60.0 / seconds)
+    }
+
+    /// Seconds, and how many were there.
     #[allow(clippy::cast_precision_loss)]
-    let count = count as f64;
-    count * 60.0 / elapsed.as_secs_f64()
+    pub fn points(&self) -> Vec<(f64, f64)> {
+        self.0.iter().enumerate().map(|(number, at)| (at.as_secs_f64(), (number + 1) as f64)).collect()
+    }
 }
 
-fn run(
-    scene: &Scene,
-    dbname: &str,
-    queries: Queries,
-    writers: usize,
-    time: Option<Duration>,
-) -> (Duration, usize) {
-    let next = Arc::new(AtomicUsize::new(0));
+/// One snapshot of each server, catalogs included, by so many writers.
+pub async fn round(scene: &Scene, repository: &Client, writers: usize) -> Floor {
+    let queries = Queries::read(scene, repository).await;
+    run(scene, &queries, writers, None)
+}
+
+/// Snapshots of the servers in turn, without catalogs, for a time.
+pub async fn rate(scene: &Scene, repository: &Client, writers: usize, time: Duration) -> Floor {
+    let queries = Queries::read(scene, repository).await;
+    run(scene, &queries, writers, Some(time))
+}
+
+fn run(scene: &Scene, queries: &Queries, writers: usize, time: Option<Duration>) -> Floor {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
     let began = Instant::now();
     let count = queries.servers.len();
     std::thread::scope(|scope| {
         for _ in 0..writers {
-            let (queries, next) = (&queries, Arc::clone(&next));
-            scope.spawn(move || {
+            scope.spawn(|| {
                 let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
@@ -187,13 +198,13 @@ fn run(
                         None => number >= count,
                     };
                     if is_over {
-                        next.fetch_sub(1, Ordering::Relaxed);
                         return;
                     }
-                    queries.snapshot(scene, dbname, number % count, directory.path(), time.is_none());
+                    queries.snapshot(scene, number % count, directory.path(), time.is_none());
+                    done.lock().expect("no panic").push(began.elapsed());
                 }
             });
         }
     });
-    (began.elapsed(), next.load(Ordering::Relaxed))
+    Floor(done.into_inner().expect("no panic"))
 }

@@ -11,38 +11,62 @@ mod cases;
 mod contestant;
 mod floor;
 mod measure;
+mod plot;
 mod relay;
 mod report;
 mod scene;
+mod watched;
 
 use std::time::Instant;
 
-use cases::Case;
+use cases::{Bench, Case};
+use serde_json::{Value, json};
 
 /// What the command line asks for.
 struct Wishes {
     is_quick: bool,
     runs: usize,
-    only: Vec<String>,
+    only: Vec<Case>,
+    with_python: bool,
+    with_floor: bool,
+    /// What our configuration file says besides the repository.
+    settings: Value,
 }
 
 fn wishes() -> Wishes {
-    let mut wishes = Wishes { is_quick: false, runs: 3, only: Vec::new() };
+    let mut wishes = Wishes {
+        is_quick: false,
+        runs: 3,
+        only: Vec::new(),
+        with_python: true,
+        with_floor: true,
+        settings: json!({}),
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => (wishes.is_quick, wishes.runs) = (true, 1),
+            "--without-python" => wishes.with_python = false,
+            "--without-floor" => wishes.with_floor = false,
+            "--settings" => {
+                let settings = arguments.next().and_then(|text| serde_json::from_str(&text).ok());
+                wishes.settings = settings.filter(Value::is_object).expect("--settings wants a JSON object");
+            }
             "--runs" => {
                 let runs = arguments.next().and_then(|runs| runs.parse().ok()).filter(|runs| *runs > 0);
                 wishes.runs = runs.expect("--runs wants a number");
             }
             // Cargo's own.
             "--bench" => {}
-            name if Case::ALL.iter().any(|case| case.name() == name) => wishes.only.push(name.to_owned()),
-            other => {
-                let names: Vec<&str> = Case::ALL.iter().map(|case| case.name()).collect();
-                panic!("{other}: not --quick, --runs N or one of {}", names.join(", "));
-            }
+            name => match Case::ALL.into_iter().find(|case| case.name() == name) {
+                Some(case) => wishes.only.push(case),
+                None => {
+                    let names = Case::ALL.map(Case::name).join(", ");
+                    panic!(
+                        "{name}: not --quick, --without-python, --without-floor, --runs N, --settings JSON or one of {names}"
+                    );
+                }
+            },
         }
     }
     wishes
@@ -52,21 +76,33 @@ fn wishes() -> Wishes {
 async fn main() {
     let wishes = wishes();
     let began = Instant::now();
-    let rival = contestant::install_rival();
-    let mut results = Vec::new();
-    for case in Case::ALL {
-        let is_wanted = match wishes.is_quick {
-            true => case.is_quick(),
-            false => wishes.only.is_empty() || wishes.only.iter().any(|name| name == case.name()),
-        };
-        if is_wanted {
-            let short = if wishes.is_quick { " (shortened: fewer of them, for less time)" } else { "" };
-            eprintln!("=== {}: {}{short}", case.name(), case.title());
-            results.extend(case.run(&rival, wishes.runs, wishes.is_quick).await);
-        }
+    let rival = wishes.with_python.then(contestant::install_rival);
+    contestant::SETTINGS.set(wishes.settings.clone()).expect("said once");
+    let bench = Bench {
+        rival,
+        runs: wishes.runs,
+        with_floor: wishes.with_floor && !wishes.is_quick,
+        is_quick: wishes.is_quick,
+    };
+    let cases: Vec<Case> = match (wishes.is_quick, wishes.only.is_empty()) {
+        (true, _) => Case::ALL.into_iter().filter(|case| case.is_quick()).collect(),
+        (false, true) => Case::ALL.to_vec(),
+        (false, false) => wishes.only.clone(),
+    };
+    // What is written is about everything, or nothing.
+    let is_odd = wishes.is_quick || !wishes.with_python || !wishes.with_floor || wishes.settings != json!({});
+    let is_whole = !is_odd && wishes.only.is_empty();
+    let mut outcomes = Vec::new();
+    for case in cases {
+        let short = if bench.is_quick { " (shortened: fewer of them, for less time)" } else { "" };
+        eprintln!("=== {}: {}{short}", case.name(), case.title());
+        let outcome = case.run(&bench).await;
+        eprintln!("{}", report::table(&outcome.results));
+        outcomes.push((case, outcome));
     }
+    let results: Vec<_> = outcomes.iter().flat_map(|(_, outcome)| &outcome.results).cloned().collect();
     println!("{}", report::table(&results));
-    if !wishes.is_quick && wishes.only.is_empty() {
-        report::write(&results, wishes.runs, began.elapsed());
+    if is_whole {
+        report::write(&outcomes, bench.runs, began.elapsed());
     }
 }

@@ -3,16 +3,32 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinHandle;
 use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Cluster, Control};
 
-/// The most memory that a process has had resident, in bytes.
+/// What a process has resident, in bytes.
+pub fn memory(pid: u32) -> u64 {
+    status(pid, "VmRSS:")
+}
+
+/// The most that it has had resident, in bytes.
 pub fn peak_memory(pid: u32) -> u64 {
+    status(pid, "VmHWM:")
+}
+
+fn status(pid: u32, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kilobytes: Option<u64> = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
     kilobytes.unwrap_or(0) * 1024
+}
+
+#[allow(clippy::cast_precision_loss)]
+pub fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// The time that a process has been computing.
@@ -25,30 +41,60 @@ pub fn cpu(pid: u32) -> Duration {
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
-/// What is in the repository.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Stored {
-    pub snapshots: i64,
-    /// Servers that have at least one.
-    pub servers: i64,
-    pub with_errors: i64,
-}
+/// What every server that has a snapshot must have rows in: statements, the databases' own statistics, the whole
+/// server's, the catalogs.
+const TABLES: [&str; 6] = [
+    "powa_statements",
+    "powa_statements_history_current",
+    "powa_kcache_metrics_current",
+    "powa_all_tables_history_current",
+    "powa_stat_bgwriter_history_current",
+    "powa_catalog_class",
+];
 
-pub async fn stored(client: &Client) -> Stored {
-    let statement = "SELECT coalesce(sum(coalesce_seq - 1), 0)::bigint, count(*) FILTER (WHERE coalesce_seq > 1), \
-                     count(*) FILTER (WHERE cardinality(errors) > 0) FROM powa_snapshot_metas WHERE srvid > 0";
-    let row = client.query_one(statement, &[]).await.expect("count the snapshots");
-    Stored { snapshots: row.get(0), servers: row.get(1), with_errors: row.get(2) }
-}
-
-/// That statements and catalogs of so many servers are there, or of more by now: a snapshot that is only counted
-/// is none.
-pub async fn check_rows(client: &Client, servers: i64) {
-    for table in ["powa_statements", "powa_catalog_class"] {
+/// That rows of so many servers are there, or of more by now: a snapshot that is only counted is none.
+pub async fn check_rows(client: &Client, servers: usize) {
+    for table in TABLES {
         let statement = format!("SELECT count(DISTINCT srvid) FROM {table} WHERE srvid > 0");
         let row = client.query_one(&statement, &[]).await.expect("count the servers of a table");
         let there: i64 = row.get(0);
-        assert!(there >= servers, "{table} has rows of {there} servers, and not of {servers}");
+        assert!(
+            usize::try_from(there).is_ok_and(|there| there >= servers),
+            "{table} has rows of {there} servers, and not of {servers}"
+        );
+    }
+}
+
+/// Looks at the transactions that a collector has open on a monitored server.
+pub struct Transactions {
+    longest: JoinHandle<Duration>,
+    stop: CancellationToken,
+}
+
+impl Transactions {
+    pub async fn watch(server: &Cluster) -> Transactions {
+        let client = server.client("postgres").await;
+        let stop = CancellationToken::new();
+        let is_over = stop.clone();
+        let longest = tokio::spawn(async move {
+            let statement = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 \
+                             FROM pg_stat_activity WHERE application_name LIKE 'PoWA collector%'";
+            let statement = client.prepare(statement).await.expect("prepare");
+            let mut longest = 0.0_f64;
+            while !is_over.is_cancelled() {
+                let row = client.query_one(&statement, &[]).await.expect("ask for the transactions");
+                longest = longest.max(row.get(0));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Duration::from_secs_f64(longest)
+        });
+        Transactions { longest, stop }
+    }
+
+    /// The longest that was seen.
+    pub async fn longest(self) -> Duration {
+        self.stop.cancel();
+        self.longest.await.expect("nothing failed")
     }
 }
 

@@ -2,16 +2,18 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::cases::Case;
+use crate::cases::{Case, Outcome};
 use crate::contestant::RIVAL_VERSION;
 
 /// What is to be reached.
 #[derive(Debug, Clone, Copy)]
 pub enum Bound {
     AtMost(f64),
+    AtLeast(f64),
     /// Times the floor, at most.
     OfFloor(f64),
     /// Of the floor, at least.
@@ -24,7 +26,7 @@ pub enum Bound {
     Shown,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Result {
     case: Case,
     what: &'static str,
@@ -35,16 +37,16 @@ pub struct Result {
 }
 
 impl Result {
-    pub fn new(case: Case, what: &'static str, bound: Bound, ours: f64, python: f64) -> Self {
-        Self { case, what, bound, ours, python: Some(python), floor: None }
+    pub fn new(case: Case, what: &'static str, bound: Bound, ours: f64, python: Option<f64>) -> Self {
+        Self { case, what, bound, ours, python, floor: None }
     }
 
-    pub fn ours_alone(case: Case, what: &'static str, bound: Bound, ours: f64) -> Self {
-        Self { case, what, bound, ours, python: None, floor: None }
+    pub fn alone(case: Case, what: &'static str, bound: Bound, ours: f64) -> Self {
+        Self::new(case, what, bound, ours, None)
     }
 
-    pub fn floor(self, floor: f64) -> Self {
-        Self { floor: Some(floor), ..self }
+    pub fn floor(self, floor: Option<f64>) -> Self {
+        Self { floor, ..self }
     }
 
     fn ratio(&self) -> Option<f64> {
@@ -53,21 +55,31 @@ impl Result {
 
     /// What was to be reached, and whether it was.
     fn verdict(&self) -> (String, Option<bool>) {
-        let (floor, python) = (self.floor.unwrap_or(f64::NAN), self.python.unwrap_or(f64::NAN));
+        let ours = self.ours;
         match self.bound {
-            Bound::AtMost(most) => (format!("≤ {most}"), Some(self.ours <= most)),
-            Bound::OfFloor(times) => (format!("≤ {times} × floor"), Some(self.ours <= times * floor)),
-            Bound::AtLeastFloor(part) => (format!("≥ {part} × floor"), Some(self.ours >= part * floor)),
-            Bound::OfPython(part) => (format!("≤ {part} × Python's"), Some(self.ours <= part * python)),
-            Bound::TimesPython(times) => (format!("≥ {times} × Python's"), Some(self.ours >= times * python)),
+            Bound::AtMost(most) => (format!("≤ {most}"), Some(ours <= most)),
+            Bound::AtLeast(least) => (format!("≥ {least}"), Some(ours >= least)),
+            Bound::OfFloor(times) => {
+                (format!("≤ {times} × floor"), self.floor.map(|floor| ours <= times * floor))
+            }
+            Bound::AtLeastFloor(part) => {
+                (format!("≥ {part} × floor"), self.floor.map(|floor| ours >= part * floor))
+            }
+            Bound::OfPython(part) => {
+                (format!("≤ {part} × Python's"), self.python.map(|python| ours <= part * python))
+            }
+            Bound::TimesPython(times) => {
+                (format!("≥ {times} × Python's"), self.python.map(|python| ours >= times * python))
+            }
             Bound::Shown => (String::new(), None),
         }
     }
 }
 
-pub fn median(mut values: Vec<f64>) -> f64 {
+/// The value in the middle; of an even number, the lower one of the two there.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    values.get(values.len().checked_sub(1)? / 2).copied()
 }
 
 fn number(value: Option<f64>) -> String {
@@ -118,17 +130,33 @@ pub fn table(results: &[Result]) -> String {
     text
 }
 
-pub fn write(results: &[Result], runs: usize, time: Duration) {
-    let text = format!(
-        "# Results\n\nWritten by `make bench` in {} min; medians of {runs} runs. What the cases are stands in \
-         [README.md](README.md).\n\n{}\n- powa-collector {}, Python collector {RIVAL_VERSION}\n- {}\n- PostgreSQL 17 \
-         and PoWA 5.0 of Debian 13, repository and monitored servers on the same machine\n",
+/// Writes `benches/RESULTS.md` and a plot for each case beside it.
+pub fn write(outcomes: &[(Case, Outcome)], runs: usize, time: Duration) {
+    let mut text = format!(
+        "# Results\n\nWritten by `make bench` in {} min; medians of {runs} runs. What the cases are, and what the floor \
+         is, stands in [README.md](README.md). The plots show the first run.\n\n- powa-collector {} (commit {}), Python \
+         collector {RIVAL_VERSION}\n- {}\n- PostgreSQL 17 and PoWA 5.0 of Debian 13, repository and monitored servers \
+         on the same machine\n",
         time.as_secs() / 60,
-        table(results),
         env!("CARGO_PKG_VERSION"),
+        commit(),
         machine(),
     );
+    fs::create_dir_all("benches/plots").expect("make benches/plots");
+    for (case, outcome) in outcomes {
+        let (name, title) = (case.name(), case.title());
+        let _ = write!(text, "\n## {name}: {title}\n\n{}\n", table(&outcome.results));
+        let file = format!("plots/{name}.svg");
+        outcome.plot.write(&Path::new("benches").join(&file));
+        let _ = writeln!(text, "![{}]({file})", outcome.plot.title);
+    }
     fs::write("benches/RESULTS.md", text).expect("write benches/RESULTS.md");
+}
+
+/// What was measured, as Git names it; with a `+` when something was changed since.
+fn commit() -> String {
+    let output = Command::new("git").args(["describe", "--always", "--dirty=+", "--abbrev=10"]).output();
+    output.map_or_else(|_| "unknown".to_owned(), |it| String::from_utf8_lossy(&it.stdout).trim().to_owned())
 }
 
 fn machine() -> String {

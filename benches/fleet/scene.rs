@@ -7,6 +7,11 @@ use crate::support::{Cluster, EXTENSIONS, Powa, Registration, register_server};
 
 /// What a monitored server is like: 4000 statements and 5 databases, as in the figures to compare with.
 const STATEMENTS: usize = 4000;
+/// How long each one's text is, in bytes: as short as it comes, or so that all of them make 6 MB.
+pub const SHORT: usize = 0;
+pub const LONG: usize = 1560;
+/// What a small one has.
+const FEW_STATEMENTS: usize = 50;
 const DATABASES: usize = 4;
 const TABLES: usize = 40;
 
@@ -16,6 +21,11 @@ const FUNCTIONS: [&str; 16] = [
     "tanh", "asinh", "sind", "cosd",
 ];
 
+/// The repository's database.
+pub const REPOSITORY: &str = "powa";
+/// What it is made of, again and again.
+const TEMPLATE: &str = "powa_template";
+
 pub struct Scene {
     pub repository: Cluster,
     pub monitored: Cluster,
@@ -24,6 +34,15 @@ pub struct Scene {
 impl Scene {
     /// `text_bytes`: of each statement's text, at least.
     pub async fn new(text_bytes: usize) -> Scene {
+        Scene::with(STATEMENTS, text_bytes, DATABASES).await
+    }
+
+    /// A server on which hardly anything happens.
+    pub async fn small() -> Scene {
+        Scene::with(FEW_STATEMENTS, SHORT, 0).await
+    }
+
+    async fn with(statements: usize, text_bytes: usize, databases: usize) -> Scene {
         // As a server has it when nobody has changed anything: the tests' clusters are faster than safe.
         let repository = Cluster::builder(Powa::V5)
             .setting("fsync", "on")
@@ -40,7 +59,7 @@ impl Scene {
             .start();
         monitored.create_monitored("powa", EXTENSIONS).await;
         let admin = monitored.client("postgres").await;
-        for number in 0..DATABASES {
+        for number in 0..databases {
             admin.batch_execute(&format!("CREATE DATABASE app{number}")).await.expect("create a database");
             let client = monitored.client(&format!("app{number}")).await;
             let tables = format!(
@@ -49,32 +68,59 @@ impl Scene {
             );
             client.batch_execute(&tables).await.expect("create tables");
         }
-        run_statements(&monitored.client("app0").await, text_bytes).await;
+        run_statements(&monitored.client("powa").await, statements, text_bytes).await;
         Scene { repository, monitored }
     }
 
-    /// A fresh repository in which this many servers are registered, at this address and the next ones.
-    pub async fn register(&self, dbname: &str, servers: usize, frequency: i32) -> Client {
+    /// Registers this many servers in an empty repository, at this address and the next ones.
+    pub async fn register(&self, servers: usize, frequency: i32) {
         let port = self.monitored.port();
-        self.register_at(dbname, servers, frequency, |number| Registration::new(&address(number), port)).await
+        self.register_at(servers, frequency, |number| Registration::new(&address(number), port)).await;
     }
 
     pub async fn register_at(
         &self,
-        dbname: &str,
         servers: usize,
         frequency: i32,
         registration: impl Fn(usize) -> Registration,
-    ) -> Client {
-        let admin = self.repository.client("postgres").await;
-        admin.batch_execute(&format!("DROP DATABASE IF EXISTS {dbname} WITH (FORCE)")).await.expect("drop");
-        self.repository.create_repository(dbname).await;
-        let client = self.repository.client(dbname).await;
+    ) {
+        self.repository.create_repository(TEMPLATE).await;
+        let client = self.repository.client(TEMPLATE).await;
         for number in 0..servers {
             let server = registration(number).frequency(frequency).extensions(EXTENSIONS);
             register_server(&client, &server).await;
         }
-        client
+    }
+
+    /// Leaves the catalogs out, which are most of what a first snapshot is.
+    pub async fn without_catalogs(&self) {
+        let client = self.repository.client(TEMPLATE).await;
+        client.batch_execute("DELETE FROM powa_catalogs").await.expect("leave out the catalogs");
+    }
+
+    /// The repository as it was registered, or kept, in place of what has become of it.
+    pub async fn fresh(&self) -> Client {
+        self.copy(TEMPLATE, REPOSITORY).await;
+        self.repository.client(REPOSITORY).await
+    }
+
+    /// Makes the repository as it is now the one to begin with.
+    pub async fn keep(&self, client: Client) {
+        client.batch_execute("VACUUM").await.expect("vacuum");
+        drop(client);
+        self.copy(REPOSITORY, TEMPLATE).await;
+    }
+
+    async fn copy(&self, from: &str, to: &str) {
+        let admin = self.repository.client("postgres").await;
+        let others = format!(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{from}' AND pid <> \
+             pg_backend_pid()"
+        );
+        admin.batch_execute(&others).await.expect("end sessions");
+        admin.batch_execute(&format!("DROP DATABASE IF EXISTS {to} WITH (FORCE)")).await.expect("drop");
+        let create = format!("CREATE DATABASE {to} TEMPLATE {from} STRATEGY FILE_COPY");
+        admin.batch_execute(&create).await.expect("copy the repository");
     }
 }
 
@@ -83,7 +129,7 @@ fn address(number: usize) -> String {
 }
 
 /// Statements that all differ, and not by their constants only.
-async fn run_statements(client: &Client, text_bytes: usize) {
+async fn run_statements(client: &Client, statements: usize, text_bytes: usize) {
     let count = FUNCTIONS.len();
     let statement = |number: usize| {
         let [first, second, third] =
@@ -92,7 +138,7 @@ async fn run_statements(client: &Client, text_bytes: usize) {
         let comment = "x".repeat(text_bytes.saturating_sub(text.len() + 7));
         format!("{text} /* {comment} */")
     };
-    for number in 0..STATEMENTS {
+    for number in 0..statements {
         client.simple_query(&statement(number)).await.expect("run a statement");
     }
     let seen = client.query_one("SELECT count(*) FROM pg_stat_database", &[]).await;
