@@ -32,7 +32,7 @@ bench: prerequisites ## measure it against the Python collector, which takes hou
 	cargo bench --bench fleet --locked -- $(ARGS)
 
 .PHONY: bench-quick
-bench-quick: prerequisites ## the same for two cases, in three minutes
+bench-quick: prerequisites ## the same for two cases, in three minutes and the build's
 	$(MAKE) bench ARGS=--quick
 
 .PHONY: fuzz

@@ -32,8 +32,12 @@ on_both_versions! {
     async fn who_has_no_right_to_vacuum_does_not_try(powa: Powa) {
         let scene = with_many_rows(powa).await;
         let less = scene.pick("", "REVOKE MAINTAIN ON {powa}.test_many_src_tmp FROM powa_collector");
-        let log = scene.snapshot_with(set_up_role(&scene, less).await).await;
+        let mut config = set_up_role(&scene, less).await;
+        // Otherwise what the server says of a try would not be in the log.
+        config["debug"] = true.into();
+        let log = scene.snapshot_with(config).await;
         assert_eq!(0, vacuums(&scene, MANY).await);
+        assert!(log.contains("left to autovacuum") && log.contains(MANY), "{log}");
         assert!(!log.contains("permission denied"), "{log}");
     }
 

@@ -121,7 +121,6 @@ impl Burst {
 }
 
 /// Where it is noted what passes.
-#[derive(Clone)]
 struct Note {
     from: From,
     connection: usize,

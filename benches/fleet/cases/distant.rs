@@ -109,7 +109,7 @@ async fn measure(who: Who<'_>, scene: &Scene, relay: &Relay, seen: &mut Seen) {
     let burst = relay.bursts().into_iter().max_by_key(|burst| burst.time).expect("a snapshot was read");
     seen.bursts.push(burst);
     seen.transactions.push(transactions.longest().await.as_secs_f64());
-    seen.answers.push(questions.quantile(0.99).as_secs_f64() * 1000.0);
+    seen.answers.push(questions.within_ms());
     #[allow(clippy::cast_precision_loss)]
     seen.unanswered.push(questions.unanswered as f64);
 }

@@ -122,7 +122,7 @@ impl Seen {
     }
 
     fn answers(&self, case: Case) -> Vec<Result> {
-        let within = |watched: &Watched| watched.questions.quantile(0.99).as_secs_f64() * 1000.0;
+        let within = |watched: &Watched| watched.questions.within_ms();
         #[allow(clippy::cast_precision_loss)]
         let unanswered = |watched: &Watched| watched.questions.unanswered as f64;
         vec![
