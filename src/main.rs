@@ -27,7 +27,8 @@ fn main() -> ExitCode {
     }
     let configuration = loaded.configuration;
     verbosity.set_debug(configuration.debug);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // One thread for all workers: what they do is hand bytes on, and two would do that by waking each other.
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("powa-collector: start the runtime: {error}");

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tokio_postgres::{Client, Notification};
+use tokio_postgres::{Client, Notification, Statement};
 use tokio_util::sync::CancellationToken;
 
-use super::permission::is_allowed;
+use super::permission::Permission;
 use super::protocol::{Answer, CHANNEL, Message, Request, parse};
 use crate::postgres::conninfo::ConnInfo;
-use crate::postgres::extension::{Powa, PowaVersion};
+use crate::postgres::extension::PowaVersion;
 use crate::postgres::session::{Session, SessionError, application_name};
 use crate::postgres::text::causes;
 use crate::schedule;
@@ -106,13 +106,22 @@ async fn listen(
         return Err(ListenerError::Unsupported(powa.version));
     }
     let client = &session.client;
-    within(place.query, client.batch_execute(&format!("LISTEN {CHANNEL}"))).await?;
+    // Answers are not kept: none is to wait for the disk behind what everybody else has written.
+    let listen = format!("SET synchronous_commit = off; LISTEN {CHANNEL}");
+    within(place.query, client.batch_execute(&listen)).await?;
     tracing::info!("listening for control messages on {} (PoWA {})", place.conninfo.describe(), powa.version);
     *attempt = 0;
     if incoming.send(Incoming::Listening).await.is_err() {
         return Ok(());
     }
 
+    let desk = Desk {
+        client,
+        query: place.query,
+        permission: Permission::new(&powa),
+        notify: OnceCell::new(),
+        incoming,
+    };
     let mut answering = FuturesUnordered::new();
     let mut probe = interval(PROBE_INTERVAL);
     probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -127,7 +136,7 @@ async fn listen(
                 let Some(notification) = notification else {
                     return Err(ListenerError::Closed);
                 };
-                answering.push(answer(place.query, client, &powa, incoming, notification));
+                answering.push(desk.answer(notification));
             }
             Some(answered) = answering.next() => answered?,
             () = session.closed() => return Err(ListenerError::Closed),
@@ -136,57 +145,74 @@ async fn listen(
     }
 }
 
-/// Handles one message from its arrival to its answer. Fails only when the connection does.
-async fn answer(
-    deadline: Duration,
-    client: &Client,
-    powa: &Powa,
-    incoming: &mpsc::Sender<Incoming>,
-    notification: Notification,
-) -> Result<(), ListenerError> {
-    let Some(Message { command, channel, request }) = parse(notification.payload()) else {
-        tracing::debug!("an empty control message was ignored");
-        return Ok(());
-    };
-    let sender = notification.process_id();
-    let allowed = match within(deadline, is_allowed(client, powa, sender)).await {
-        Err(ListenerError::Connection(error)) if error.as_db_error().is_some() => {
-            tracing::error!("cannot tell who may send {command:?}, so nobody may: {}", causes(&error));
-            false
-        }
-        allowed => allowed?,
-    };
-    let answer = if !allowed {
-        tracing::warn!("{command:?} from backend {sender} was refused: its role may not steer the collector");
-        Answer::permission_denied()
-    } else {
-        match request {
-            Ok(Request::WorkersStatus(_)) if channel.is_none() => return Ok(()),
-            Ok(request) => {
-                tracing::debug!("{command} from backend {sender}");
-                let (reply, answer) = oneshot::channel();
-                if incoming.send(Incoming::Request { request, answer: reply }).await.is_err() {
-                    return Ok(());
+/// Where messages are answered.
+struct Desk<'a> {
+    client: &'a Client,
+    /// For one question or answer.
+    query: Duration,
+    permission: Permission,
+    /// Sends an answer.
+    notify: OnceCell<Statement>,
+    incoming: &'a mpsc::Sender<Incoming>,
+}
+
+impl Desk<'_> {
+    /// Handles one message from its arrival to its answer. Fails only when the connection does.
+    async fn answer(&self, notification: Notification) -> Result<(), ListenerError> {
+        let Some(Message { command, channel, request }) = parse(notification.payload()) else {
+            tracing::debug!("an empty control message was ignored");
+            return Ok(());
+        };
+        let sender = notification.process_id();
+        let allowed = match within(self.query, self.permission.is_held_by(self.client, sender)).await {
+            Err(ListenerError::Connection(error)) if error.as_db_error().is_some() => {
+                tracing::error!("cannot tell who may send {command:?}, so nobody may: {}", causes(&error));
+                false
+            }
+            allowed => allowed?,
+        };
+        let answer = if !allowed {
+            tracing::warn!(
+                "{command:?} from backend {sender} was refused: its role may not steer the collector"
+            );
+            Answer::permission_denied()
+        } else {
+            match request {
+                Ok(Request::WorkersStatus(_)) if channel.is_none() => return Ok(()),
+                Ok(request) => {
+                    tracing::debug!("{command} from backend {sender}");
+                    let (reply, answer) = oneshot::channel();
+                    if self.incoming.send(Incoming::Request { request, answer: reply }).await.is_err() {
+                        return Ok(());
+                    }
+                    let Ok(answer) = answer.await else { return Ok(()) };
+                    answer
                 }
-                let Ok(answer) = answer.await else { return Ok(()) };
-                answer
+                Err(answer) => {
+                    tracing::warn!("control message from backend {sender} not understood: {answer:?}");
+                    answer
+                }
             }
-            Err(answer) => {
-                tracing::warn!("control message from backend {sender} not understood: {answer:?}");
-                answer
+        };
+        let Some(channel) = channel else { return Ok(()) };
+        let payloads = answer.payloads(&command);
+        match within(self.query, self.send(&channel, &payloads)).await {
+            Err(ListenerError::Connection(error)) if error.as_db_error().is_some() => {
+                tracing::warn!(
+                    "the answer to {command:?} could not be sent to {channel:?}: {}",
+                    causes(&error)
+                );
+                Ok(())
             }
+            sent => sent.map(|_| ()),
         }
-    };
-    let Some(channel) = channel else { return Ok(()) };
-    let payloads = answer.payloads(&command);
-    let notify =
-        "SELECT pg_catalog.pg_notify($1, payload) FROM pg_catalog.unnest($2::pg_catalog.text[]) AS payload";
-    match within(deadline, client.execute(notify, &[&channel, &payloads])).await {
-        Err(ListenerError::Connection(error)) if error.as_db_error().is_some() => {
-            tracing::warn!("the answer to {command:?} could not be sent to {channel:?}: {}", causes(&error));
-            Ok(())
-        }
-        sent => sent.map(|_| ()),
+    }
+
+    async fn send(&self, channel: &str, payloads: &[String]) -> Result<(), tokio_postgres::Error> {
+        let notify = "SELECT pg_catalog.pg_notify($1, payload) FROM pg_catalog.unnest($2::pg_catalog.text[]) AS payload";
+        let statement = self.notify.get_or_try_init(|| self.client.prepare(notify)).await?;
+        self.client.execute(statement, &[&channel, &payloads]).await?;
+        Ok(())
     }
 }
 

@@ -4,18 +4,21 @@
 //! It is one log of pieces, each belonging to a section; several fetches of one snapshot write side by side.
 //! The file has no name, so that nothing is left of it whatever happens to the process.
 
-use std::io::{self, SeekFrom};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::task::spawn_blocking;
 
 use crate::postgres::extension::Table;
 
-/// How much is read back at a time, in bytes.
-const READ_BYTES: usize = 128 << 10;
+/// How much is written and read back at a time, in bytes: each time another thread is woken for it.
+const BLOCK_BYTES: usize = 256 << 10;
 
 /// The rows and errors of one snapshot.
 #[derive(Debug)]
@@ -43,7 +46,15 @@ pub struct SectionId(usize);
 #[derive(Debug)]
 enum Body {
     Memory(Vec<u8>),
-    File { file: File, length: u64 },
+    File(Log),
+}
+
+/// The file, and what is still to be written at its end.
+#[derive(Debug)]
+struct Log {
+    file: Arc<File>,
+    written: u64,
+    gathered: Vec<u8>,
 }
 
 /// The rows for one table: where they are in the body, and how many.
@@ -51,7 +62,7 @@ enum Body {
 pub struct Part {
     pub target: Table,
     pub rows: u64,
-    pieces: Vec<Range<u64>>,
+    pieces: VecDeque<Range<u64>>,
 }
 
 /// Why rows could not be kept or read back.
@@ -100,11 +111,12 @@ impl Spool {
                 memory.extend_from_slice(data);
                 begin
             }
-            Body::File { file, length } => {
-                let begin = *length;
-                let written = file.write_all(data).await;
-                written.map_err(|source| failure("write", &self.directory, source))?;
-                *length += data.len() as u64;
+            Body::File(log) => {
+                let begin = log.written + log.gathered.len() as u64;
+                log.gathered.extend_from_slice(data);
+                if log.gathered.len() >= BLOCK_BYTES {
+                    log.write().await.map_err(|source| failure("write", &self.directory, source))?;
+                }
                 begin
             }
         };
@@ -133,24 +145,25 @@ impl Spool {
         let Body::Memory(memory) = &mut self.body else {
             return Ok(());
         };
-        let file = tempfile::tempfile_in(&self.directory)
-            .map_err(|source| failure("make", &self.directory, source))?;
-        let mut file = File::from_std(file);
-        // Otherwise it keeps as much as was ever written at once, up to 2 MiB.
-        file.set_max_buf_size(READ_BYTES);
-        let length = memory.len() as u64;
-        file.write_all(memory).await.map_err(|source| failure("write", &self.directory, source))?;
-        self.body = Body::File { file, length };
-        Ok(())
+        let directory = self.directory.clone();
+        let file = blocking(move || tempfile::tempfile_in(directory)).await;
+        let file = file.map_err(|source| failure("make", &self.directory, source))?;
+        let mut log = Log { file: Arc::new(file), written: 0, gathered: std::mem::take(memory) };
+        let written = log.write().await;
+        // It has the room of all that was in memory.
+        log.gathered = Vec::new();
+        self.body = Body::File(log);
+        written.map_err(|source| failure("write", &self.directory, source))
     }
 
     /// Ends the writing.
     ///
     /// # Errors
-    /// When what was written last did not reach the file.
+    /// When the file cannot be written.
     pub async fn finish(&mut self) -> Result<(), SpoolError> {
-        if let Body::File { file, .. } = &mut self.body {
-            file.flush().await.map_err(|source| failure("write", &self.directory, source))?;
+        if let Body::File(log) = &mut self.body {
+            log.write().await.map_err(|source| failure("write", &self.directory, source))?;
+            log.gathered = Vec::new();
         }
         Ok(())
     }
@@ -179,32 +192,33 @@ impl Spool {
     ///
     /// # Errors
     /// When the file cannot be read back.
-    pub async fn read(&mut self, part: &mut Part) -> Result<Option<Bytes>, SpoolError> {
-        let Some(piece) = part.pieces.first_mut() else {
+    pub async fn read(&self, part: &mut Part) -> Result<Option<Bytes>, SpoolError> {
+        let ranges = part.take(BLOCK_BYTES as u64);
+        if ranges.is_empty() {
             return Ok(None);
-        };
-        let length = usize::try_from(piece.end - piece.start).unwrap_or(usize::MAX).min(READ_BYTES);
-        let data = match &mut self.body {
-            Body::Memory(memory) => {
-                let start = usize::try_from(piece.start).expect("it is in memory");
-                Bytes::copy_from_slice(&memory[start..start + length])
-            }
-            Body::File { file, .. } => {
-                let mut data = vec![0; length];
-                let start = piece.start;
-                let read = async {
-                    file.seek(SeekFrom::Start(start)).await?;
-                    file.read_exact(&mut data).await
-                };
-                read.await.map_err(|source| failure("read", &self.directory, source))?;
-                Bytes::from(data)
-            }
-        };
-        piece.start += length as u64;
-        if piece.start == piece.end {
-            part.pieces.remove(0);
         }
-        Ok(Some(data))
+        let data = match &self.body {
+            Body::Memory(memory) => {
+                let slices = ranges.iter().map(|range| &memory[index(range.start)..index(range.end)]);
+                slices.collect::<Vec<_>>().concat()
+            }
+            Body::File(log) => {
+                let file = Arc::clone(&log.file);
+                let read = move || {
+                    let length: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+                    let mut data = vec![0; index(length)];
+                    let mut rest = data.as_mut_slice();
+                    for range in ranges {
+                        let (here, after) = rest.split_at_mut(index(range.end - range.start));
+                        file.read_exact_at(here, range.start)?;
+                        rest = after;
+                    }
+                    Ok(data)
+                };
+                blocking(read).await.map_err(|source| failure("read", &self.directory, source))?
+            }
+        };
+        Ok(Some(Bytes::from(data)))
     }
 
     pub fn rows(&self) -> u64 {
@@ -222,7 +236,54 @@ impl Spool {
     }
 }
 
-fn failure(doing: &'static str, directory: &std::path::Path, source: io::Error) -> SpoolError {
+impl Part {
+    /// Takes the next pieces, of so many bytes together at most.
+    fn take(&mut self, bytes: u64) -> Vec<Range<u64>> {
+        let mut taken = Vec::new();
+        let mut room = bytes;
+        while room > 0 {
+            let Some(piece) = self.pieces.front_mut() else { break };
+            let end = piece.end.min(piece.start + room);
+            taken.push(piece.start..end);
+            room -= end - piece.start;
+            piece.start = end;
+            if piece.start == piece.end {
+                self.pieces.pop_front();
+            }
+        }
+        taken
+    }
+}
+
+impl Log {
+    /// Writes what was gathered.
+    async fn write(&mut self) -> io::Result<()> {
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        let (file, mut data, at) = (Arc::clone(&self.file), std::mem::take(&mut self.gathered), self.written);
+        self.written += data.len() as u64;
+        let write = move || {
+            file.write_all_at(&data, at)?;
+            data.clear();
+            Ok(data)
+        };
+        self.gathered = blocking(write).await?;
+        Ok(())
+    }
+}
+
+/// Does what may wait for the disk where it holds nobody up.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+/// A position in memory.
+fn index(position: u64) -> usize {
+    usize::try_from(position).expect("what is in memory can be counted")
+}
+
+fn failure(doing: &'static str, directory: &Path, source: io::Error) -> SpoolError {
     SpoolError { doing, directory: directory.to_owned(), source }
 }
 
@@ -234,7 +295,7 @@ mod tests {
         Table { schema: None, name: name.to_owned() }
     }
 
-    async fn all(spool: &mut Spool, name: &str) -> (u64, String) {
+    async fn all(spool: &Spool, name: &str) -> (u64, String) {
         let mut part = spool.parts().into_iter().find(|part| part.target == table(name)).unwrap();
         let rows = part.rows;
         let mut text = Vec::new();
@@ -267,8 +328,8 @@ mod tests {
             assert_eq!(spool.is_in_memory(), limit == 1000);
             let targets: Vec<_> = spool.parts().into_iter().map(|part| part.target.name).collect();
             assert_eq!(targets, ["a", "b"]);
-            assert_eq!(all(&mut spool, "a").await, (4, "1\n2\n3\n7\n".to_owned()));
-            assert_eq!(all(&mut spool, "b").await, (1, "b\n".to_owned()));
+            assert_eq!(all(&spool, "a").await, (4, "1\n2\n3\n7\n".to_owned()));
+            assert_eq!(all(&spool, "b").await, (1, "b\n".to_owned()));
             assert_eq!((spool.rows(), spool.bytes()), (5, 10));
         }
     }
@@ -279,17 +340,17 @@ mod tests {
         fill(&mut spool).await;
         spool.move_to_file().await.unwrap();
         assert!(!spool.is_in_memory());
-        assert_eq!(all(&mut spool, "a").await.0, 4);
+        assert_eq!(all(&spool, "a").await.0, 4);
     }
 
     #[tokio::test]
     async fn more_than_one_read_gives_everything() {
         let mut spool = Spool::new(10, std::env::temp_dir());
         let section = spool.begin(table("a"));
-        let row = vec![b'r'; READ_BYTES + 17];
+        let row = vec![b'r'; BLOCK_BYTES + 17];
         spool.append(section, &row, 1).await.unwrap();
         spool.finish().await.unwrap();
-        assert_eq!(all(&mut spool, "a").await.1.len(), row.len());
+        assert_eq!(all(&spool, "a").await.1.len(), row.len());
     }
 
     #[tokio::test]
