@@ -17,9 +17,11 @@ mod report;
 mod scene;
 mod watched;
 
-use std::time::Instant;
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
 
 use cases::{Bench, Case};
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 
 /// What the command line asks for.
@@ -31,6 +33,8 @@ struct Wishes {
     with_floor: bool,
     /// What our configuration file says besides the repository.
     settings: Value,
+    /// How long the overload lasts, if not as usual.
+    overload: Option<Duration>,
 }
 
 fn wishes() -> Wishes {
@@ -41,6 +45,7 @@ fn wishes() -> Wishes {
         with_python: true,
         with_floor: true,
         settings: json!({}),
+        overload: None,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -56,6 +61,11 @@ fn wishes() -> Wishes {
                 let runs = arguments.next().and_then(|runs| runs.parse().ok()).filter(|runs| *runs > 0);
                 wishes.runs = runs.expect("--runs wants a number");
             }
+            "--overload-seconds" => {
+                let seconds =
+                    arguments.next().and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+                wishes.overload = Some(seconds.expect("--overload-seconds wants a number"));
+            }
             // Cargo's own.
             "--bench" => {}
             name => match Case::ALL.into_iter().find(|case| case.name() == name) {
@@ -63,7 +73,8 @@ fn wishes() -> Wishes {
                 None => {
                     let names = Case::ALL.map(Case::name).join(", ");
                     panic!(
-                        "{name}: not --quick, --without-python, --without-floor, --runs N, --settings JSON or one of {names}"
+                        "{name}: not --quick, --without-python, --without-floor, --runs N, --settings JSON, \
+                         --overload-seconds N or one of {names}"
                     );
                 }
             },
@@ -83,26 +94,38 @@ async fn main() {
         runs: wishes.runs,
         with_floor: wishes.with_floor && !wishes.is_quick,
         is_quick: wishes.is_quick,
+        overload: wishes.overload,
     };
     let cases: Vec<Case> = match (wishes.is_quick, wishes.only.is_empty()) {
-        (true, _) => Case::ALL.into_iter().filter(|case| case.is_quick()).collect(),
+        (true, true) => Case::ALL.into_iter().filter(|case| case.is_quick()).collect(),
         (false, true) => Case::ALL.to_vec(),
-        (false, false) => wishes.only.clone(),
+        (_, false) => wishes.only.clone(),
     };
     // What is written is about everything, or nothing.
-    let is_odd = wishes.is_quick || !wishes.with_python || !wishes.with_floor || wishes.settings != json!({});
+    let is_odd = wishes.is_quick
+        || !wishes.with_python
+        || !wishes.with_floor
+        || wishes.overload.is_some()
+        || wishes.settings != json!({});
     let is_whole = !is_odd && wishes.only.is_empty();
     let mut outcomes = Vec::new();
+    let mut failed = Vec::new();
     for case in cases {
         let short = if bench.is_quick { " (shortened: fewer of them, for less time)" } else { "" };
         eprintln!("=== {}: {}{short}", case.name(), case.title());
-        let outcome = case.run(&bench).await;
+        // One that breaks off is not to cost the hour that the others take.
+        let Ok(outcome) = AssertUnwindSafe(case.run(&bench)).catch_unwind().await else {
+            failed.push(case);
+            continue;
+        };
         eprintln!("{}", report::table(&outcome.results));
         outcomes.push((case, outcome));
     }
     let results: Vec<_> = outcomes.iter().flat_map(|(_, outcome)| &outcome.results).cloned().collect();
     println!("{}", report::table(&results));
     if is_whole {
-        report::write(&outcomes, bench.runs, began.elapsed());
+        report::write(&outcomes, &failed, bench.runs, began.elapsed());
     }
+    let names: Vec<_> = failed.into_iter().map(Case::name).collect();
+    assert!(names.is_empty(), "broken off: {}", names.join(", "));
 }

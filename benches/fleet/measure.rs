@@ -100,14 +100,17 @@ impl Transactions {
 
 /// Asks a collector again and again how its workers are, as powa-web does.
 pub struct Questions {
-    pub answered: Vec<Duration>,
+    /// How long each answer took, from when the question was there: its transaction had been committed.
+    answered: Vec<Duration>,
+    /// The same, from when the question was sent.
+    since_sending: Vec<Duration>,
     /// Within three seconds.
     pub unanswered: usize,
 }
 
 impl Questions {
     pub async fn ask(repository: &Cluster, dbname: &str, until: Instant) -> Questions {
-        let mut questions = Questions { answered: Vec::new(), unanswered: 0 };
+        let mut questions = Questions { answered: Vec::new(), since_sending: Vec::new(), unanswered: 0 };
         let mut control = Control::connect(repository, dbname).await;
         // It is asked from its first answer on: before, nobody listens.
         loop {
@@ -118,10 +121,14 @@ impl Questions {
         }
         control.received();
         while Instant::now() < until {
-            let asked = Instant::now();
+            let sent = Instant::now();
             control.send("WORKERS_STATUS", "").await;
+            let committed = Instant::now();
             match control.next(Duration::from_secs(3)).await {
-                Some(_) => questions.answered.push(asked.elapsed()),
+                Some(_) => {
+                    questions.answered.push(committed.elapsed());
+                    questions.since_sending.push(sent.elapsed());
+                }
                 None => questions.unanswered += 1,
             }
             // An answer of several messages is one answer.
@@ -129,16 +136,23 @@ impl Questions {
             control.received();
         }
         questions.answered.sort();
+        questions.since_sending.sort();
         questions
     }
 
-    /// The time within which 99 of a hundred answers came, in milliseconds.
+    /// The time within which 99 of a hundred answers came, in milliseconds, from when their question was there.
     pub fn within_ms(&self) -> f64 {
-        let count = self.answered.len();
-        if count == 0 {
-            return f64::INFINITY;
-        }
-        let at = (count * 99).div_ceil(100);
-        self.answered[at - 1].as_secs_f64() * 1000.0
+        most(&self.answered)
     }
+
+    /// The same, from when their question was sent.
+    pub fn since_sending_ms(&self) -> f64 {
+        most(&self.since_sending)
+    }
+}
+
+/// What 99 of a hundred do not exceed, in milliseconds. `times`: in order.
+fn most(times: &[Duration]) -> f64 {
+    let at = (times.len() * 99).div_ceil(100);
+    at.checked_sub(1).map_or(f64::INFINITY, |at| times[at].as_secs_f64() * 1000.0)
 }

@@ -131,7 +131,7 @@ pub fn table(results: &[Result]) -> String {
 }
 
 /// Writes `benches/RESULTS.md` and a plot for each case beside it.
-pub fn write(outcomes: &[(Case, Outcome)], runs: usize, time: Duration) {
+pub fn write(outcomes: &[(Case, Outcome)], failed: &[Case], runs: usize, time: Duration) {
     let mut text = format!(
         "# Results\n\nWritten by `make bench` in {} min; medians of {runs} runs. What the cases are, and what the floor \
          is, stands in [README.md](README.md). The plots show the first run.\n\n- powa-collector {} (commit {}), Python \
@@ -149,6 +149,14 @@ pub fn write(outcomes: &[(Case, Outcome)], runs: usize, time: Duration) {
         let file = format!("plots/{name}.svg");
         outcome.plot.write(&Path::new("benches").join(&file));
         let _ = writeln!(text, "![{}]({file})", outcome.plot.title);
+    }
+    for case in failed {
+        let _ = write!(
+            text,
+            "\n## {}: {}\n\nBroken off by an error; there are no figures.\n",
+            case.name(),
+            case.title()
+        );
     }
     fs::write("benches/RESULTS.md", text).expect("write benches/RESULTS.md");
 }

@@ -20,7 +20,7 @@ pub async fn run(bench: &Bench) -> Outcome {
     let case = Case::FirstRound;
     // The short form has a short period: within half of one, only half of the servers are due.
     let (servers, period, first, then) = if bench.is_quick {
-        (20, 10, Duration::from_secs(35), Duration::ZERO)
+        (20, 10, Duration::from_secs(25), Duration::ZERO)
     } else {
         (100, PERIOD, FIRST, THEN)
     };
@@ -67,14 +67,20 @@ pub async fn run(bench: &Bench) -> Outcome {
         let (then, _) = seen.medians(|watched| watched.per_minute(first, first + then));
         let due = f64::from(60 / PERIOD) * servers as f64;
         let what = "snapshots a minute after that, of 100 due";
-        results.push(Result::alone(case, what, Bound::AtLeast(0.98 * due), then).floor(median(floor_rates)));
+        let floor = median(floor_rates);
+        let could_hold = floor.is_none_or(|floor| floor >= due);
+        let bound = if could_hold { Bound::AtLeast(0.98 * due) } else { Bound::AtLeastFloor(0.9) };
+        results.push(Result::alone(case, what, bound, then).floor(floor));
         let longest =
             |watched: &Watched| watched.longest_waits(first).last().copied().unwrap_or(f64::INFINITY);
         let what = "the longest that a server then waits for its next, s";
-        results.push(Result::alone(case, what, Bound::AtMost(75.0), seen.medians(longest).0));
+        let bound = if could_hold { Bound::AtMost(75.0) } else { Bound::Shown };
+        results.push(Result::alone(case, what, bound, seen.medians(longest).0));
     }
     results.push(seen.result(case, "peak memory, MB", Bound::Shown, Watched::megabytes));
-    results.extend(seen.common(case));
+    results.extend(seen.answers(case));
+    // Of these the catalogs are most, once.
+    results.push(seen.cpu(case, Bound::Shown));
 
     #[allow(clippy::cast_precision_loss)]
     let mut lines = seen.lines(|watched| {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Bench, Case, Outcome};
+use super::{Bench, Case, Outcome, SINCE_SENDING, UNANSWERED, WITHIN};
 use crate::contestant::{Contestant, Who};
 use crate::measure::{Questions, megabytes};
 use crate::plot::{Line, Plot};
@@ -25,7 +25,7 @@ pub async fn run(bench: &Bench) -> Outcome {
     scene.without_catalogs().await;
     let (mut memory, mut cores, mut connections, mut stops) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut answers, mut unanswered) = (Vec::new(), Vec::new());
+    let (mut answers, mut since_sending, mut unanswered) = (Vec::new(), Vec::new(), Vec::new());
     let mut lines = Vec::new();
     for run in 1..=bench.runs {
         let client = scene.fresh().await;
@@ -74,6 +74,7 @@ pub async fn run(bench: &Bench) -> Outcome {
         connections.push(open as f64);
         stops.push(stop);
         answers.push(questions.within_ms());
+        since_sending.push(questions.since_sending_ms());
         #[allow(clippy::cast_precision_loss)]
         unanswered.push(questions.unanswered as f64);
         if lines.is_empty() {
@@ -87,8 +88,9 @@ pub async fn run(bench: &Bench) -> Outcome {
         result("CPU, % of a core", Bound::AtMost(1.0), cores),
         result("connections to the repository", Bound::AtMost(10.0), connections),
         result("stop, s", Bound::AtMost(2.0), stops),
-        result("WORKERS_STATUS: 99 % answered within, ms", Bound::AtMost(50.0), answers),
-        result("WORKERS_STATUS: without an answer in 3 s", Bound::AtMost(0.0), unanswered),
+        result(WITHIN, Bound::AtMost(50.0), answers),
+        result(SINCE_SENDING, Bound::Shown, since_sending),
+        result(UNANSWERED, Bound::AtMost(0.0), unanswered),
     ];
     let title = "Memory: 1000 servers, their first snapshots and then idle".to_owned();
     let bound = Some((format!("{MOST} MB"), MOST));

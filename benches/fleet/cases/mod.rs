@@ -6,6 +6,8 @@ mod idle;
 mod overload;
 mod text;
 
+use std::time::Duration;
+
 use crate::contestant::{Rival, Who};
 use crate::plot::{Line, Plot};
 use crate::report::{Bound, Result, median};
@@ -27,6 +29,8 @@ pub struct Bench {
     pub runs: usize,
     pub with_floor: bool,
     pub is_quick: bool,
+    /// How long the overload lasts, in place of its own time.
+    pub overload: Option<Duration>,
 }
 
 /// What a case has shown.
@@ -34,6 +38,11 @@ pub struct Outcome {
     pub results: Vec<Result>,
     pub plot: Plot,
 }
+
+/// What is told of the answers in every case.
+const WITHIN: &str = "WORKERS_STATUS: 99 % answered within, ms";
+const SINCE_SENDING: &str = "the same with the question's own commit, ms";
+const UNANSWERED: &str = "WORKERS_STATUS: without an answer in 3 s";
 
 impl Case {
     pub const ALL: [Case; 5] = [Case::FirstRound, Case::Overload, Case::Distant, Case::Text, Case::Idle];
@@ -113,21 +122,20 @@ impl Seen {
         Result::new(case, what, bound, ours, python)
     }
 
-    /// What is asked for in every case in which snapshots are taken.
-    fn common(&self, case: Case) -> Vec<Result> {
-        let mut results = self.answers(case);
-        let bound = Bound::OfPython(0.25);
-        results.push(self.result(case, "CPU of the collector a snapshot, ms", bound, Watched::cpu_ms));
-        results
+    /// What the collectors compute for a snapshot.
+    fn cpu(&self, case: Case, bound: Bound) -> Result {
+        self.result(case, "CPU of the collector a snapshot, ms", bound, Watched::cpu_ms)
     }
 
     fn answers(&self, case: Case) -> Vec<Result> {
         let within = |watched: &Watched| watched.questions.within_ms();
+        let since_sending = |watched: &Watched| watched.questions.since_sending_ms();
         #[allow(clippy::cast_precision_loss)]
         let unanswered = |watched: &Watched| watched.questions.unanswered as f64;
         vec![
-            self.result(case, "WORKERS_STATUS: 99 % answered within, ms", Bound::AtMost(50.0), within),
-            self.result(case, "WORKERS_STATUS: without an answer in 3 s", Bound::AtMost(0.0), unanswered),
+            self.result(case, WITHIN, Bound::AtMost(50.0), within),
+            self.result(case, SINCE_SENDING, Bound::Shown, since_sending),
+            self.result(case, UNANSWERED, Bound::AtMost(0.0), unanswered),
         ]
     }
 

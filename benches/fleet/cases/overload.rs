@@ -16,6 +16,7 @@ const FLOOR: Duration = Duration::from_secs(45);
 
 pub async fn run(bench: &Bench) -> Outcome {
     let case = Case::Overload;
+    let time = bench.overload.unwrap_or(TIME);
     let scene = Scene::new(SHORT).await;
     scene.register(SERVERS, 10).await;
     // Everybody begins after a first round: that one has a case of its own.
@@ -41,17 +42,17 @@ pub async fn run(bench: &Bench) -> Outcome {
         }
         for who in bench.contestants() {
             let client = scene.fresh().await;
-            let watched = watch(who, &scene, &client, TIME).await;
+            let watched = watch(who, &scene, &client, time).await;
             eprintln!(
                 "  run {run}: {who}: {:.1} a minute, {:.0} MB, stop {:.1} s",
-                watched.per_minute(Duration::ZERO, TIME),
+                watched.per_minute(Duration::ZERO, time),
                 watched.megabytes(),
                 watched.stop_seconds(),
             );
             seen.add(who, watched);
         }
     }
-    let rate = |watched: &Watched| watched.per_minute(Duration::ZERO, TIME);
+    let rate = |watched: &Watched| watched.per_minute(Duration::ZERO, time);
     let behind = |watched: &Watched| {
         let waits = watched.longest_waits(Duration::ZERO);
         waits[waits.len() - 1] / waits[waits.len() / 2]
@@ -63,7 +64,8 @@ pub async fn run(bench: &Bench) -> Outcome {
         seen.result(case, "stop, with stores in progress, s", Bound::AtMost(2.0), Watched::stop_seconds),
         seen.result(case, "peak memory, MB", Bound::Shown, Watched::megabytes),
     ];
-    results.extend(seen.common(case));
+    results.extend(seen.answers(case));
+    results.push(seen.cpu(case, Bound::OfPython(0.25)));
 
     #[allow(clippy::cast_precision_loss)]
     let mut lines = seen.lines(|watched| {

@@ -30,7 +30,7 @@ pub async fn run(bench: &Bench) -> Outcome {
         seen.result(case, "peak memory, MB", Bound::AtMost(MOST), Watched::megabytes),
         seen.result(case, "snapshots a minute", Bound::Shown, rate),
     ];
-    results.extend(seen.common(case));
+    results.extend(seen.answers(case));
     let lines = seen.lines(|watched| {
         let samples = watched.samples.iter();
         samples.map(|sample| (sample.at.as_secs_f64(), megabytes(sample.memory))).collect()
