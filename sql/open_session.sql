@@ -23,6 +23,12 @@ SELECT
     CASE WHEN pg_catalog.current_setting('client_connection_check_interval', true) = '0'
             AND pg_catalog.version() LIKE '%linux%'
         THEN pg_catalog.set_config('client_connection_check_interval', '1000', false) END,
+    -- so that a transaction of ours ends, with its locks, also when the network has swallowed our farewell
+    CASE WHEN pg_catalog.current_setting('idle_in_transaction_session_timeout') = '0'
+        THEN pg_catalog.set_config('idle_in_transaction_session_timeout', '60000', false) END,
+    pg_catalog.set_config('tcp_keepalives_idle', '60', false),
+    pg_catalog.set_config('tcp_keepalives_interval', '10', false),
+    pg_catalog.set_config('tcp_keepalives_count', '3', false),
     pg_catalog.set_config('datestyle', 'ISO, YMD', false),
     pg_catalog.set_config('intervalstyle', 'postgres', false),
     pg_catalog.set_config('extra_float_digits', '3', false),

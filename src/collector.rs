@@ -43,6 +43,7 @@ pub async fn run(
     let mut collector = Collector::new(file, configuration, verbosity, incoming, read);
     loop {
         let (refresh, end) = (collector.next_refresh, collector.end());
+        let restart = collector.fleet.next_restart().unwrap_or_else(far_future);
         tokio::select! {
             signal = signals.next() => match signal {
                 Some(Signal::Reload) if !collector.is_stopping() => {
@@ -59,6 +60,7 @@ pub async fn run(
             Some(incoming) = requests.recv() => collector.handle(incoming),
             Some(reading) = readings.recv() => collector.apply(reading),
             Some(ended) = collector.fleet.tasks.join_next_with_id() => collector.fleet.reap(ended),
+            () = sleep_until(restart) => collector.fleet.restart(),
             () = sleep_until(refresh) => collector.read_again(Reason::Time, None),
             () = sleep_until(end) => {
                 collector.farewell();
@@ -158,6 +160,7 @@ impl Collector {
             conninfo: self.configuration.repository.clone(),
             connect: timeouts.connect,
             query: timeouts.query,
+            close: timeouts.close,
         };
         listener::spawn(place, self.incoming.clone(), self.listener.clone());
     }

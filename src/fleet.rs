@@ -1,11 +1,13 @@
 //! The workers, and the servers that there should be workers for. Whatever changes, only what differs is
 //! started, stopped or told.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::servers::ServerOptions;
@@ -13,6 +15,7 @@ use crate::config::{Configuration, Settings};
 use crate::control::protocol::Of;
 use crate::postgres::repository::Repository;
 use crate::postgres::text::one_line;
+use crate::schedule;
 use crate::server::{Server, ServerId};
 use crate::snapshot::turns::Turns;
 use crate::snapshot::vacuum::Vacuum;
@@ -20,6 +23,9 @@ use crate::worker::{self, Assignment, Command, Exit, State};
 
 /// How many commands a worker may have before it.
 const COMMANDS: usize = 16;
+
+/// A worker that fails after it has worked for so long fails for the first time again.
+const STEADY: Duration = Duration::from_secs(600);
 
 /// What every worker works with.
 pub struct Means {
@@ -78,6 +84,8 @@ pub struct Fleet {
     /// Every one of its ends is to be handed to [`Fleet::reap`].
     pub tasks: JoinSet<Exit>,
     task_ids: HashMap<Id, ServerId>,
+    /// The workers that have failed, by when they are to be started again.
+    restarts: BTreeSet<(Instant, ServerId)>,
     is_stopping: bool,
 }
 
@@ -88,6 +96,9 @@ struct Worker {
     state: watch::Receiver<State>,
     stop: CancellationToken,
     life: Life,
+    started: Instant,
+    /// How many times in a row it has failed.
+    faults: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +108,7 @@ enum Life {
     Stopping,
     /// Ended by itself. It stays in the list, and is started again when that may help.
     Ended,
-    /// Ended by a fault of ours.
+    /// Ended by a fault of ours. It is started again.
     Failed,
 }
 
@@ -119,6 +130,7 @@ impl Fleet {
             workers: BTreeMap::new(),
             tasks: JoinSet::new(),
             task_ids: HashMap::new(),
+            restarts: BTreeSet::new(),
             is_stopping: false,
         }
     }
@@ -224,10 +236,9 @@ impl Fleet {
                     self.assign(&self.workers[&id]);
                 }
             }
-            Life::Failed => self.start(server),
             Life::Ended if is_different => self.start(server),
-            // One that is stopping is started again once it has stopped.
-            Life::Ended | Life::Stopping => {}
+            // One that has failed is started again in a while, and one that is stopping once it has stopped.
+            Life::Ended | Life::Failed | Life::Stopping => worker.server = server,
         }
     }
 
@@ -248,7 +259,9 @@ impl Fleet {
         let stop = CancellationToken::new();
         let task = self.tasks.spawn(worker::run(assignment, receiver, sender, stop.clone()));
         self.task_ids.insert(task.id(), id);
-        self.workers.insert(id, Worker { server, commands, state, stop, life: Life::Working });
+        let started = Instant::now();
+        self.workers
+            .insert(id, Worker { server, commands, state, stop, life: Life::Working, started, faults: 0 });
     }
 
     /// Notes the end of a worker.
@@ -260,11 +273,16 @@ impl Fleet {
         let Some(id) = self.task_ids.remove(&task) else { return };
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if let Some(error) = &fault {
+            let is_in_a_row = worker.started.elapsed() < STEADY;
+            worker.faults = if is_in_a_row { worker.faults.saturating_add(1) } else { 1 };
+            let wait = schedule::backoff(worker.faults, rand::random());
             tracing::error!(
                 srvid = %id,
-                "the worker ended by a fault of the collector: {error}; it starts again with the next refresh \
-                 of the servers"
+                "the worker ended by a fault of the collector, which is worth a report: {error}; it starts again in \
+                 {:.1} s",
+                wait.as_secs_f64()
             );
+            self.restarts.insert((Instant::now() + wait, id));
         }
         if worker.life != Life::Stopping {
             worker.life = if fault.is_some() { Life::Failed } else { Life::Ended };
@@ -275,6 +293,28 @@ impl Fleet {
         if !self.is_stopping {
             if let Some(server) = self.wanted.get(&id).cloned() {
                 self.start(server);
+            }
+        }
+    }
+
+    /// When the next worker that has failed is to be started again.
+    pub fn next_restart(&self) -> Option<Instant> {
+        self.restarts.first().map(|(at, _)| *at)
+    }
+
+    /// Starts those again whose time has come.
+    pub fn restart(&mut self) {
+        let now = Instant::now();
+        while self.restarts.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, id)) = self.restarts.pop_first() else { return };
+            // It may have been stopped, removed or registered otherwise since.
+            let Some(worker) = self.workers.get(&id).filter(|worker| worker.life == Life::Failed) else {
+                continue;
+            };
+            let (server, faults) = (worker.server.clone(), worker.faults);
+            self.start(server);
+            if let Some(worker) = self.workers.get_mut(&id) {
+                worker.faults = faults;
             }
         }
     }
@@ -291,5 +331,84 @@ impl Worker {
     fn stop(&mut self) {
         self.stop.cancel();
         self.life = Life::Stopping;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: ServerId = ServerId(1);
+
+    /// One worker, for a server and a repository that are nowhere.
+    fn fleet() -> Fleet {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), r#"{"repository": {"dsn": "host=/nowhere"}}"#).unwrap();
+        let configuration = crate::config::load(Some(file.path())).unwrap().configuration;
+        let timeouts = configuration.settings.timeouts;
+        let repository = Repository::new(configuration.repository.clone(), 1, timeouts.connect);
+        let mut fleet = Fleet::new(Means::new(&configuration, repository));
+        fleet.reconcile(vec![server()], false);
+        fleet
+    }
+
+    fn server() -> Server {
+        Server {
+            id: ID,
+            hostname: "/nowhere".to_owned(),
+            port: 5432,
+            username: "powa".to_owned(),
+            password: None,
+            dbname: "powa".to_owned(),
+            frequency: Duration::from_secs(60),
+            alias: None,
+            is_registered: true,
+        }
+    }
+
+    /// Lets the worker fail, and gives how long it is to stay so.
+    async fn fail(fleet: &mut Fleet) -> Duration {
+        fleet.tasks.abort_all();
+        while fleet.tasks.join_next().await.is_some() {}
+        fleet.task_ids.clear();
+        let task = fleet.tasks.spawn(async { panic!("this worker is to fail") });
+        fleet.task_ids.insert(task.id(), ID);
+        let ended = fleet.tasks.join_next_with_id().await.unwrap();
+        fleet.reap(ended);
+        fleet.next_restart().unwrap() - Instant::now()
+    }
+
+    fn status(fleet: &Fleet) -> String {
+        fleet.status(Of::One(ID)).pop().unwrap().1
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_fails_is_started_again_later_each_time() {
+        let mut fleet = fleet();
+        for most in [1u32, 2, 4, 8, 16, 32, 60, 60] {
+            let wait = fail(&mut fleet).await.as_secs_f64();
+            assert!((f64::from(most) / 2.0..=f64::from(most)).contains(&wait), "{wait} s of {most}");
+            assert_eq!(status(&fleet), "stopped");
+            // What is read of the servers meanwhile does not make it come sooner.
+            fleet.reconcile(vec![server()], true);
+            fleet.restart();
+            assert_eq!(status(&fleet), "stopped");
+            tokio::time::advance(Duration::from_secs(most.into())).await;
+            fleet.restart();
+            assert_eq!(status(&fleet), "Unknown");
+            assert_eq!(fleet.next_restart(), None);
+        }
+        tokio::time::advance(STEADY).await;
+        assert!(fail(&mut fleet).await <= Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_has_failed_and_is_not_wanted_any_more_stays_away() {
+        let mut fleet = fleet();
+        fail(&mut fleet).await;
+        fleet.reconcile(Vec::new(), false);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        fleet.restart();
+        assert!(fleet.is_empty());
     }
 }

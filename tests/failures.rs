@@ -3,9 +3,16 @@
 mod scene;
 mod support;
 
+use std::cell::Cell;
+
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use scene::{Scene, one, run};
 use serde_json::json;
-use support::{Collector, DEADLINE, EXTENSIONS, Powa, on_both_versions, wait_until};
+use support::{Collector, DEADLINE, EXTENSIONS, Powa, Signal, on_both_versions, wait_until};
+
+/// What datasources that a test adds are called in errors.
+const DATASOURCE: &str = "plpgsql";
 
 on_both_versions! {
     async fn a_dropped_extension_costs_only_its_own_rows(powa: Powa) {
@@ -275,6 +282,52 @@ on_both_versions! {
         }
         wait_until("a snapshot without errors", DEADLINE, async || scene.errors().await.is_empty()).await;
         assert_the_rest_is_stored(&scene).await;
+    }
+
+    async fn a_datasource_that_takes_too_long_costs_only_itself(powa: Powa) {
+        let scene = Scene::new(powa).await;
+        scene.add_datasource("slow", "number integer", "SELECT 1 FROM pg_sleep(600)", None).await;
+        scene.add_datasource("well", "number integer", "SELECT 1", None).await;
+        let log = scene.snapshot_with(json!({ "timeouts": { "datasource": 3 } })).await;
+        let error = scene.error().await;
+        assert!(error.contains("statement timeout"), "{error}");
+        assert!(log.contains(&error), "{log}");
+        assert_eq!(0, scene.count("test_slow_history").await);
+        assert_eq!(1, scene.count("test_well_history").await);
+        assert_the_rest_is_stored(&scene).await;
+    }
+
+    async fn a_shorter_statement_timeout_of_the_servers_own_holds(powa: Powa) {
+        let scene = Scene::new(powa).await;
+        run(&scene.monitored, "ALTER DATABASE monitored SET statement_timeout = '3500ms'").await;
+        scene.add_datasource("slow", "number integer", "SELECT 1 FROM pg_sleep(600)", None).await;
+        scene.snapshot().await;
+        let error = scene.error().await;
+        assert!(error.contains("statement timeout"), "{error}");
+        assert_the_rest_is_stored(&scene).await;
+    }
+
+    async fn a_server_that_falls_silent_costs_one_deadline(powa: Powa) {
+        let scene = Scene::new(powa).await;
+        scene.add_datasource("slow", "number integer", "SELECT 1 FROM pg_sleep(600)", None).await;
+        let timeouts = json!({ "timeouts": { "datasource": 4, "close": 1 } });
+        let mut collector = scene.begin(timeouts).await;
+        let backend = Cell::new(0);
+        wait_until("the datasource is being read", DEADLINE, async || {
+            let reading = "SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+            backend.set(one(&scene.monitored, reading, &[]).await);
+            backend.get() > 0
+        }).await;
+        // It can no longer end the statement by itself, nor hear that it is to be cancelled.
+        let backend = Pid::from_raw(backend.get());
+        kill(backend, Signal::SIGSTOP).unwrap();
+        let line = collector.wait_for_log("no snapshot: ").await;
+        kill(backend, Signal::SIGCONT).unwrap();
+        assert!(line.contains("not done within 5 s") && line.contains(DATASOURCE), "{line}");
+        wait_until("its statement is gone", DEADLINE, async || {
+            one::<bool>(&scene.monitored, "SELECT NOT EXISTS (SELECT FROM pg_stat_activity
+                WHERE wait_event = 'PgSleep')", &[]).await
+        }).await;
     }
 
     async fn a_datasource_that_hangs_is_given_up_and_cancelled(powa: Powa) {

@@ -25,7 +25,7 @@ use crate::postgres::secret::Secret;
 const ENVIRONMENT_PREFIX: &str = "POWA_COLLECTOR";
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 20] = [
+pub const KEYS: [&str; 22] = [
     "repository.dsn",
     "repository.password_command",
     "repository.max_connections",
@@ -44,8 +44,10 @@ pub const KEYS: [&str; 20] = [
     "timeouts.connect",
     "timeouts.password_command",
     "timeouts.query",
+    "timeouts.datasource",
     "timeouts.fetch",
     "timeouts.store",
+    "timeouts.close",
 ];
 
 /// What precedes an option of libpq's that is a default for all servers.
@@ -99,10 +101,14 @@ pub struct Timeouts {
     pub password_command: Duration,
     /// One short question, to either side.
     pub query: Duration,
+    /// One datasource of a server; its `statement_timeout` too, unless that is shorter already.
+    pub datasource: Duration,
     /// All that is read from one database of a server.
     pub fetch: Duration,
     /// Storing one snapshot.
     pub store: Duration,
+    /// Taking back what is under way, and the last answers, before a connection is closed.
+    pub close: Duration,
 }
 
 /// Why a configuration cannot be used.
@@ -179,8 +185,10 @@ struct RawTimeouts {
     connect: Option<u64>,
     password_command: Option<u64>,
     query: Option<u64>,
+    datasource: Option<u64>,
     fetch: Option<u64>,
     store: Option<u64>,
+    close: Option<u64>,
 }
 
 /// Reads the configuration: the given file or else the first one that exists, then the environment.
@@ -377,8 +385,10 @@ fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuratio
                 connect,
                 password_command,
                 query: seconds("timeouts.query", raw.timeouts.query, 30, 1)?,
+                datasource: seconds("timeouts.datasource", raw.timeouts.datasource, 120, 1)?,
                 fetch: seconds("timeouts.fetch", raw.timeouts.fetch, 300, 1)?,
                 store: seconds("timeouts.store", raw.timeouts.store, 900, 1)?,
+                close: seconds("timeouts.close", raw.timeouts.close, 2, 1)?,
             },
         },
         use_server_alias: raw.use_server_alias,

@@ -22,9 +22,6 @@ use crate::schedule;
 /// An idle connection is tried this often, so that one whose peer vanished without a word is noticed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long the last answers may take when the listener is told to end.
-const FAREWELL: Duration = Duration::from_secs(2);
-
 /// What the listener tells the dispatcher.
 #[derive(Debug)]
 pub enum Incoming {
@@ -42,6 +39,8 @@ pub struct Place {
     pub connect: Duration,
     /// For one question or answer.
     pub query: Duration,
+    /// For the last answers, when the listener is told to end.
+    pub close: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +128,7 @@ async fn listen(
         tokio::select! {
             () = stop.cancelled() => {
                 let farewell = async { while answering.next().await.is_some() {} };
-                let _ = timeout(FAREWELL, farewell).await;
+                let _ = timeout(place.close, farewell).await;
                 return Ok(());
             }
             notification = notifications.recv() => {

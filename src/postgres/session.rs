@@ -25,9 +25,6 @@ use super::text::causes;
 /// PostgreSQL keeps 63 bytes of `application_name`.
 const APPLICATION_NAME_BYTES: usize = 63;
 
-/// How long a request to cancel may take; what it cancels is given up either way.
-const CANCEL_DEADLINE: Duration = Duration::from_secs(2);
-
 /// Why a session could not be opened.
 #[derive(Debug)]
 pub struct SessionError {
@@ -198,15 +195,23 @@ impl Session {
         conninfo
     }
 
+    /// Whether the server is no longer what it was when the session began, and that matters: there may be another
+    /// one by now that is as it should be.
+    pub fn has_other_role(&self, is_standby: bool, is_read_only: bool) -> bool {
+        self.conninfo.session_attrs != SessionAttrs::Any
+            && (is_standby, is_read_only) != (self.facts.is_standby, self.facts.is_read_only)
+    }
+
     /// Completes when the connection has ended, whoever ended it.
     pub fn closed(&self) -> impl Future<Output = ()> + Send + 'static {
         self.closed.clone().cancelled_owned()
     }
 
     /// Asks the server to give up what it is doing for this session, so that nothing of ours goes on there.
-    pub async fn cancel(&self) {
+    /// That may take until the deadline; what it takes back is given up either way.
+    pub async fn cancel(&self, deadline: Duration) {
         let token = self.client.cancel_token();
-        match timeout(CANCEL_DEADLINE, dial::cancel(&self.conninfo, &self.line, &token)).await {
+        match timeout(deadline, dial::cancel(&self.conninfo, &self.line, &token)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!("cancel request: {error}"),
             Err(_) => tracing::debug!("cancel request: no answer"),

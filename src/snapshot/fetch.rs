@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{Plan, Refresh};
 use super::reading::{self, Database, Reading};
 use super::spool::{Spool, SpoolError};
-use crate::config::Settings;
+use crate::config::{Settings, Timeouts};
 use crate::postgres::conninfo::ConnInfo;
 use crate::postgres::extension::{self, PowaVersion};
 use crate::postgres::session::{Prepared, Session, SessionError, ends_connection, prepare, start};
@@ -50,6 +50,13 @@ pub enum FetchError {
     Connection(#[from] tokio_postgres::Error),
     #[error("read from the monitored server: not done within {} s", .0.as_secs())]
     Deadline(Duration),
+    #[error("read {what} from the monitored server: not done within {} s", deadline.as_secs())]
+    DatasourceDeadline { what: String, deadline: Duration },
+    #[error(
+        "the monitored server has become {}: looking for it again among its hosts",
+        if *is_standby { "a standby" } else if *is_read_only { "read-only" } else { "a primary that takes changes" }
+    )]
+    OtherRole { is_standby: bool, is_read_only: bool },
     #[error(
         "database {database} of the monitored server has no extension powa: CREATE EXTENSION powa CASCADE"
     )]
@@ -68,6 +75,11 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// Whether the server may still be at work on what nobody waits for any more.
+    fn leaves_work_behind(&self) -> bool {
+        matches!(self, Self::Deadline(_) | Self::DatasourceDeadline { .. } | Self::Stopped)
+    }
+
     /// Whether the session can be used no more.
     pub fn ends_session(&self) -> bool {
         !matches!(self, Self::NoPowa { .. } | Self::Version { .. })
@@ -153,8 +165,8 @@ pub async fn fetch(
     let deadline = settings.timeouts.fetch;
     let reading = read_server(remote, plan, settings, &spool);
     let (time, databases) = match until(deadline, stop, reading).await {
-        Err(error @ (FetchError::Deadline(_) | FetchError::Stopped)) => {
-            remote.session.cancel().await;
+        Err(error) if error.leaves_work_behind() => {
+            remote.session.cancel(settings.timeouts.close).await;
             return Err(error);
         }
         read => read?,
@@ -200,7 +212,7 @@ async fn read_server(
         }
     }
     let prepared = remote.prepare(&copies(&wanted)).await;
-    let time = read(&remote.session, &wanted, prepared, spool).await?;
+    let time = read(&remote.session, &wanted, prepared, settings.timeouts, spool).await?;
     let databases =
         databases.iter().map(|row| Database { oid: row.get("oid"), name: row.get("datname") }).collect();
     Ok((time, databases))
@@ -216,6 +228,7 @@ async fn read(
     session: &Session,
     readings: &[Reading],
     prepared: Vec<Prepared>,
+    timeouts: Timeouts,
     spool: &Mutex<Spool>,
 ) -> Result<String, FetchError> {
     let mut wanted = Vec::with_capacity(readings.len());
@@ -230,7 +243,9 @@ async fn read(
     }
 
     let client = &session.client;
-    let begin = start(client.simple_query(include_str!("../../sql/remote/begin.sql")));
+    let seconds = timeouts.datasource.as_secs().to_string();
+    let begin = include_str!("../../sql/remote/begin.sql").replace("{seconds}", &seconds);
+    let begin = start(client.simple_query(&begin));
     let mut pending = Vec::with_capacity(wanted.len());
     for (reading, statement) in &wanted {
         let copy = start(client.copy_out(statement));
@@ -250,20 +265,30 @@ async fn read(
     }
     let commit = start(client.batch_execute("COMMIT"));
 
-    let time = begin
-        .await?
-        .iter()
-        .find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
-        })
-        .unwrap_or_default();
+    let begun = timeout(timeouts.query, begin).await.map_err(|_| FetchError::Deadline(timeouts.query))??;
+    let begun = begun.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    let said = |column| begun.and_then(|row| row.get(column)).unwrap_or_default();
+    let (is_standby, is_read_only) = (said(1) == "t", said(2) == "t");
+    if session.has_other_role(is_standby, is_read_only) {
+        return Err(FetchError::OtherRole { is_standby, is_read_only });
+    }
+    let time = said(0).to_owned();
     for (reading, copy, back, cleanup) in pending {
         let section = spool.lock().await.begin(reading.target.clone());
-        let outcome = match copy.await {
-            Ok(rows) => drain(rows, session.facts.is_sql_ascii, spool, section).await,
-            Err(error) => Err(error.into()),
+        // The server itself ends a statement that takes too long. What does not come then either does not come at all.
+        let deadline = timeouts.datasource + timeouts.close;
+        let draining = async {
+            match copy.await {
+                Ok(rows) => drain(rows, session.facts.is_sql_ascii, spool, section).await,
+                Err(error) => Err(error.into()),
+            }
         };
+        let outcome = timeout(deadline, draining)
+            .await
+            .map_err(|_| FetchError::DatasourceDeadline { what: reading.name.clone(), deadline })?;
         if let Err(error) = outcome {
             let FetchError::Connection(error) = error else {
                 return Err(error);
@@ -388,10 +413,10 @@ async fn read_database(
             return Ok(());
         }
     };
-    let reading = read(&here.session, &readings, prepared, spool);
+    let reading = read(&here.session, &readings, prepared, settings.timeouts, spool);
     match until(settings.timeouts.fetch, stop, reading).await {
-        Err(error @ (FetchError::Deadline(_) | FetchError::Stopped)) => {
-            here.session.cancel().await;
+        Err(error) if error.leaves_work_behind() => {
+            here.session.cancel(settings.timeouts.close).await;
             Err(error)
         }
         read => read.map(|_| ()),

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use self::fetch::{FetchError, Remote};
 use self::plan::{Plan, PlanError, Refresh};
 use self::spool::SpoolError;
-use self::store::StoreError;
+use self::store::{Access, StoreError};
 use self::turns::{Due, Turns};
 use self::vacuum::Vacuum;
 use crate::config::Settings;
@@ -89,9 +89,10 @@ impl SnapshotError {
     pub fn is_repository_away(&self) -> bool {
         match self {
             Self::Repository(_) | Self::NoAnswer(_) => true,
-            Self::Plan(PlanError::NoPowa | PlanError::Unsupported(_)) => true,
+            Self::Plan(PlanError::NoPowa | PlanError::Unsupported(_) | PlanError::ReadOnly) => true,
             Self::Plan(PlanError::Repository(error)) => ends_connection(error),
             Self::Store(StoreError::Connection(error)) => ends_connection(error),
+            Self::Store(StoreError::ReadOnly) => true,
             _ => false,
         }
     }
@@ -265,7 +266,9 @@ async fn ask<T>(
 ) -> Result<T, SnapshotError> {
     let client = repository.question_connection().await?;
     let asking = async {
-        store::name_session(&client, session).await?;
+        if store::name_session(&client, session).await? == Access::ReadOnly {
+            return Err(PlanError::ReadOnly);
+        }
         let installed = client.prepare_cached(extension::INSTALLED).await?;
         let extensions = extension::installed(&client, &installed).await?;
         let powa = plan::repository_powa(&extensions)?;
@@ -275,9 +278,12 @@ async fn ask<T>(
         Ok(answer) => answer.map_err(SnapshotError::Plan),
         Err(_) => Err(SnapshotError::NoAnswer(deadline)),
     };
-    // What is under way there must not be taken for the next answer, and a session that was opened before PoWA
-    // was there has the settings for none.
-    if matches!(answer, Err(SnapshotError::NoAnswer(_) | SnapshotError::Plan(PlanError::NoPowa))) {
+    // What is under way there must not be taken for the next answer, a session that was opened before PoWA was there
+    // has the settings for none, and where nothing can be written another server may have taken over.
+    if matches!(
+        answer,
+        Err(SnapshotError::NoAnswer(_) | SnapshotError::Plan(PlanError::NoPowa | PlanError::ReadOnly))
+    ) {
         drop(Object::take(client));
     }
     answer

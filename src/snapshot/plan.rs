@@ -95,6 +95,8 @@ impl Refresh {
 pub enum PlanError {
     #[error("read from the repository: {}", causes(.0))]
     Repository(#[from] tokio_postgres::Error),
+    #[error("the repository takes no changes: it is a standby or read-only")]
+    ReadOnly,
     #[error("the repository has no extension powa: CREATE EXTENSION powa CASCADE")]
     NoPowa,
     #[error(

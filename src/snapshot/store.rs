@@ -26,6 +26,8 @@ pub enum StoreError {
     /// The server refused a `COPY` that it should have taken; the connection does not survive that.
     #[error("copy into {}: {}", table.quoted(), causes(source))]
     Refused { table: Table, source: Error },
+    #[error("the repository takes no changes: it is a standby or read-only")]
+    ReadOnly,
     #[error("store in the repository: not done within {} s", .0.as_secs())]
     Deadline(Duration),
     #[error(transparent)]
@@ -77,7 +79,9 @@ async fn transaction(
     application_name: &str,
     spool: &mut Spool,
 ) -> Result<Stored, StoreError> {
-    name_session(client, application_name).await?;
+    if name_session(client, application_name).await? == Access::ReadOnly {
+        return Err(StoreError::ReadOnly);
+    }
     client.batch_execute("BEGIN").await?;
     let mut targets = Vec::new();
     for part in spool.parts() {
@@ -160,13 +164,20 @@ pub async fn record_failure(
     Ok(())
 }
 
-/// Gives a pooled session the name of who uses it now.
+/// What a session lets one do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    ReadWrite,
+    ReadOnly,
+}
+
+/// Gives a pooled session the name of who uses it now, and says what it lets one do: a server may have become a standby,
+/// or read-only, since the session began.
 ///
 /// # Errors
 /// Those of the connection.
-pub async fn name_session(client: &Object, application_name: &str) -> Result<(), Error> {
-    let statement =
-        client.prepare_cached("SELECT pg_catalog.set_config('application_name', $1, false)").await?;
-    client.query_one(&statement, &[&application_name]).await?;
-    Ok(())
+pub async fn name_session(client: &Object, application_name: &str) -> Result<Access, Error> {
+    let statement = client.prepare_cached(include_str!("../../sql/repository/name_session.sql")).await?;
+    let row = client.query_one(&statement, &[&application_name]).await?;
+    Ok(if row.get("is_read_only") { Access::ReadOnly } else { Access::ReadWrite })
 }

@@ -16,6 +16,7 @@ mod database;
 mod installation;
 mod libpq;
 mod process;
+mod proxy;
 
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ pub use database::{EXTENSIONS, Registration, powa_schema, quote_identifier, regi
 pub use installation::Powa;
 pub use libpq::{Connected, Libpq, LibpqKeyword, LibpqParser, Pairs};
 pub use nix::sys::signal::Signal;
+pub use proxy::{Fault, Proxy};
 
 /// How long a test waits for something that should take a moment.
 pub const DEADLINE: Duration = Duration::from_secs(30);
