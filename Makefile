@@ -21,6 +21,10 @@ build: prerequisites ## build the program: target/release/powa-collector
 test: prerequisites nextest ## run all tests on real PoWA 4 and PoWA 5, which are installed if missing (ARGS: for cargo nextest)
 	tests/support/run $(ARGS)
 
+.PHONY: chaos
+chaos: prerequisites nextest ## let every message of a snapshot go wrong in every way, and everything at once for ten minutes
+	SWEEP=whole CHAOS_SECONDS=600 tests/support/run --profile chaos -E 'binary(sweep) + binary(kills) + binary(chaos)' $(ARGS)
+
 .PHONY: demo
 demo: prerequisites ## watch the collector at work on throwaway servers (DEMO_SECONDS=30: end by itself)
 	@demo/run

@@ -75,7 +75,7 @@ pub async fn run(configuration: &Configuration, warnings: &[String]) -> bool {
     let servers = check_repository(configuration, &repository, &mut findings).await;
     is_good &= findings.print();
 
-    let means = Means::new(configuration, repository);
+    let means = Means::new(configuration, repository, None);
     let mut findings = Findings::of("servers.by_name in the configuration");
     for name in configuration.servers.unused(&servers) {
         findings.problem(&format!("{name:?}: no server has that alias or host:port"), &[]);
@@ -331,7 +331,7 @@ async fn look(
         findings.problem("the role does not see all statistics", &[format!("GRANT pg_monitor TO {user};")]);
     }
     let mut absent = BTreeSet::new();
-    for datasource in &plan.datasources {
+    for datasource in plan.datasources.iter() {
         let name = &datasource.name;
         let probes = match reading::probes(plan, datasource, &powa.schema, &extensions) {
             Ok(probes) => probes,

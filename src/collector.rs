@@ -18,6 +18,7 @@ use crate::postgres::repository::Repository;
 use crate::schedule;
 use crate::server::{Server, ServerId};
 use crate::signals::Signal;
+use crate::snapshot::backlog::Backlog;
 use crate::snapshot::{self, SnapshotError};
 use crate::telemetry::Verbosity;
 use crate::worker::Command;
@@ -126,7 +127,8 @@ impl Collector {
         incoming: mpsc::Sender<Incoming>,
         read: mpsc::Sender<Reading>,
     ) -> Self {
-        let means = Means::new(&configuration, repository(&configuration));
+        let backlog = backlog(&configuration);
+        let means = Means::new(&configuration, repository(&configuration), backlog);
         let mut collector = Self {
             file,
             configuration: Arc::new(configuration),
@@ -303,7 +305,13 @@ impl Collector {
             // The ids there are other servers'. Nobody may go on before they are read.
             self.fleet.reconcile(Vec::new(), false);
         }
-        self.fleet.equip(Means::new(&new, repository));
+        let is_elsewhere = old.repository.place() != new.repository.place()
+            || old.settings.spool_directory != new.settings.spool_directory;
+        let backlog = if is_elsewhere { backlog(&new) } else { self.fleet.backlog() };
+        if let Some(backlog) = &backlog {
+            backlog.set_max_bytes(new.settings.spool_max_bytes);
+        }
+        self.fleet.equip(Means::new(&new, repository, backlog));
         if old.differs_in_repository(&new) || old.settings.timeouts != new.settings.timeouts {
             self.listen();
         }
@@ -347,6 +355,19 @@ fn repository(configuration: &Configuration) -> Repository {
         configuration.settings.max_connections,
         configuration.settings.timeouts.connect,
     )
+}
+
+/// Where snapshots wait for the repository.
+fn backlog(configuration: &Configuration) -> Option<Arc<Backlog>> {
+    let settings = &configuration.settings;
+    let place = configuration.repository.place();
+    match Backlog::open(&settings.spool_directory, &place, settings.spool_max_bytes) {
+        Ok(backlog) => Some(Arc::new(backlog)),
+        Err(error) => {
+            tracing::error!("snapshots will not wait while the repository is away, but be lost: {error}");
+            None
+        }
+    }
 }
 
 fn not_found(server: ServerId) -> Answer {

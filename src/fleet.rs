@@ -17,6 +17,7 @@ use crate::postgres::repository::Repository;
 use crate::postgres::text::one_line;
 use crate::schedule;
 use crate::server::{Server, ServerId};
+use crate::snapshot::backlog::Backlog;
 use crate::snapshot::turns::Turns;
 use crate::snapshot::vacuum::Vacuum;
 use crate::worker::{self, Assignment, Command, Exit, State};
@@ -34,13 +35,16 @@ pub struct Means {
     pub connects: Arc<Turns>,
     pub fetches: Arc<Turns>,
     pub vacuum: Arc<Vacuum>,
+    pub backlog: Option<Arc<Backlog>>,
     pub use_server_alias: bool,
     pub servers: Arc<ServerOptions>,
 }
 
 impl Means {
-    pub fn new(configuration: &Configuration, repository: Repository) -> Self {
+    /// `backlog`: where snapshots wait for this repository, if they can.
+    pub fn new(configuration: &Configuration, repository: Repository, backlog: Option<Arc<Backlog>>) -> Self {
         Self {
+            backlog,
             settings: Arc::new(configuration.settings.clone()),
             connects: Turns::new(configuration.settings.connects_at_once),
             fetches: Turns::new(configuration.settings.fetches_at_once),
@@ -62,6 +66,7 @@ impl Means {
             connects: Arc::clone(&self.connects),
             fetches: Arc::clone(&self.fetches),
             vacuum: Arc::clone(&self.vacuum),
+            backlog: self.backlog.clone(),
         }
     }
 }
@@ -138,6 +143,11 @@ impl Fleet {
     /// The repository that the workers store in.
     pub fn repository(&self) -> &Repository {
         &self.means.repository
+    }
+
+    /// Where snapshots wait for the repository.
+    pub fn backlog(&self) -> Option<Arc<Backlog>> {
+        self.means.backlog.clone()
     }
 
     /// Whether nobody is at work any more.
@@ -347,7 +357,7 @@ mod tests {
         let configuration = crate::config::load(Some(file.path())).unwrap().configuration;
         let timeouts = configuration.settings.timeouts;
         let repository = Repository::new(configuration.repository.clone(), 1, timeouts.connect);
-        let mut fleet = Fleet::new(Means::new(&configuration, repository));
+        let mut fleet = Fleet::new(Means::new(&configuration, repository, None));
         fleet.reconcile(vec![server()], false);
         fleet
     }

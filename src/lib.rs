@@ -4,9 +4,9 @@
 //! # The way of the data
 //!
 //! ```text
-//! powa_servers ─▶ collector ─▶ worker ─▶ turns ─▶ plan ─▶ fetch ─▶ spool ─▶ store ─▶ repository
-//! NOTIFY, signals ─▶ collector ─▶ worker                                                │
-//! client ◀── pg_notify ◀── listener ◀── collector ◀── state (watch) ◀── worker ◀─────────┘
+//! powa_servers ─▶ collector ─▶ worker ─▶ turns ─▶ plan ─▶ fetch ─▶ spool ─▶ backlog ─▶ store ─▶ repository
+//! NOTIFY, signals ─▶ collector ─▶ worker                                                          │
+//! client ◀── pg_notify ◀── listener ◀── collector ◀── state (watch) ◀── worker ◀──────────────────┘
 //! ```
 //!
 //! - [`collector`] is the dispatcher. It owns all state; signals, control messages, what was read anew and the
@@ -19,6 +19,7 @@
 //! - [`snapshot::fetch`]: reads it. One transaction on the monitored server, all statements sent before the
 //!   first answer is awaited; it ends with its last row.
 //! - [`snapshot::spool`]: what a fetch leaves, in memory while small and in a file when not.
+//! - [`snapshot::backlog`]: what was fetched and is not stored yet, a file each ([`snapshot::file`]). It outlasts us.
 //! - [`snapshot::store`]: copies the rows in and calls `powa_take_snapshot`, in one transaction.
 //! - [`snapshot::vacuum`]: keeps the tables small that the rows have passed through.
 //!
@@ -26,13 +27,15 @@
 //!
 //! 1. Nothing here keeps a transaction open on a monitored server while it waits for something else.
 //! 2. A snapshot is stored whole or not at all. A datasource that fails costs its own rows only, and its error
-//!    is written to `powa_snapshot_metas.errors`.
+//!    is written to `powa_snapshot_metas.errors`. One that was fetched is stored, once and in its turn, or said to be
+//!    dropped: the repository and we may be away meanwhile.
 //! 3. No more than `repository.max_connections` snapshots are in the repository at once: its staging tables are
 //!    shared by all servers, and many at a time slow each other down. No more than `fetch.at_once` are on the
 //!    way there, but for those whose servers are slow. Who waits holds no connection and no rows in memory.
 //! 4. Commands are answered whatever the workers do and however busy the repository's pool is: they come and go
 //!    over a connection of their own.
-//! 5. A failure belongs to one worker. It backs off, tries again, and says so once; a panic ends no other.
+//! 5. A failure belongs to one worker. It backs off, tries again, and says so once; a panic ends no other, and the
+//!    worker is started again. That the repository is away is known to all as soon as one has found it out.
 //! 6. Every wait for the network has a deadline, and those that are repeated wait longer each time.
 //! 7. Values are parameters. A name becomes part of a statement in [`postgres::extension`] only.
 //! 8. Passwords are [`postgres::secret::Secret`]s, which cannot be printed. No error repeats what might be one.

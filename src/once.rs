@@ -35,7 +35,7 @@ pub async fn run(configuration: &Configuration, only: &[i32]) -> Result<bool, Sn
         println!("no servers to collect: register them with powa_register_server");
     }
 
-    let means = Means::new(configuration, repository);
+    let means = Means::new(configuration, repository, None);
     let mut results = stream::iter(chosen)
         .map(|server| {
             let assignment = means.assignment(server);
@@ -82,5 +82,10 @@ async fn take(assignment: &Assignment) -> Result<Taken, String> {
     }
     let mut remote = assignment.connect().await?;
     let stop = CancellationToken::new();
-    assignment.subject().take(&mut remote, None, None, &stop).await.map_err(|error| error.to_string())
+    let subject = assignment.subject();
+    let mut fetched = subject
+        .read(&mut remote, None, None, &mut None, false, &stop)
+        .await
+        .map_err(|error| error.to_string())?;
+    subject.put(&mut fetched, &stop).await.map_err(|error| error.to_string())
 }

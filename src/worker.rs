@@ -22,12 +22,14 @@ use crate::postgres::session::application_name;
 use crate::postgres::text::one_line;
 use crate::schedule;
 use crate::server::{Server, ServerId};
+use crate::snapshot::backlog::{Aside, Backlog, Ticket};
 use crate::snapshot::fetch::{FetchError, Remote};
-use crate::snapshot::plan::Refresh;
+use crate::snapshot::plan::{Plan, Refresh};
+use crate::snapshot::store::StoreError;
 use crate::snapshot::turns::Turns;
 use crate::snapshot::vacuum::Vacuum;
 use crate::snapshot::versions::Change;
-use crate::snapshot::{SnapshotError, Subject, Taken};
+use crate::snapshot::{Fetched, SnapshotError, Subject, Taken};
 
 /// How sessions with monitored servers are named, before the server's name.
 pub const SESSION_PREFIX: &str = "PoWA collector - worker ";
@@ -47,6 +49,8 @@ pub struct Assignment {
     /// Who fetches next.
     pub fetches: Arc<Turns>,
     pub vacuum: Arc<Vacuum>,
+    /// Where snapshots wait for the repository.
+    pub backlog: Option<Arc<Backlog>>,
 }
 
 /// What a worker can be told.
@@ -119,6 +123,7 @@ impl Assignment {
             settings: &self.settings,
             fetches: &self.fetches,
             vacuum: &self.vacuum,
+            backlog: self.backlog.as_deref(),
         }
     }
 
@@ -164,7 +169,10 @@ pub async fn run(
         attempt: 0,
         is_failing: false,
         is_recorded: false,
+        known: None,
+        storing: Storing::default(),
     };
+    worker.storing.at = worker.has_backlog().then(Instant::now);
     let exit = loop {
         if let Some(assignment) = wishes.assignment.take() {
             worker.assign(*assignment);
@@ -206,6 +214,7 @@ pub async fn run(
                 None => break Exit::Stopped,
             },
             () = closed(worker.remote.as_ref()) => worker.lose("the connection was closed"),
+            () = worker.assignment.repository.back(), if worker.storing.is_gone => worker.find_repository(),
             () = sleep_until(worker.wake(&wishes, Instant::now())) => {}
         }
     };
@@ -236,7 +245,26 @@ struct Worker {
     is_failing: bool,
     /// Whether the repository knows of it.
     is_recorded: bool,
+    /// What was due last time, for while the repository is away.
+    known: Option<Plan>,
+    storing: Storing,
 }
+
+/// How it goes with the repository.
+#[derive(Debug, Default)]
+struct Storing {
+    /// When to try again what waits there.
+    at: Option<Instant>,
+    /// Failures in a row.
+    attempt: u32,
+    /// Whether it was not there, as against one that would not take what it was given.
+    is_gone: bool,
+    /// The one that has failed last, and how often.
+    last: Option<(Ticket, u32)>,
+}
+
+/// A snapshot that could not be stored so many times, while the repository answered, is given up.
+const MOST_ATTEMPTS: u32 = 10;
 
 #[derive(Debug, Clone, Copy)]
 struct Schedule {
@@ -256,7 +284,23 @@ impl Worker {
             (Some(schedule), Some(_)) if !wishes.is_forced && !wishes.versions => schedule.due,
             _ => now,
         };
-        wanted.max(self.not_before)
+        let wanted = wanted.max(self.not_before);
+        self.storing.at.map_or(wanted, |at| at.min(wanted))
+    }
+
+    fn is_snapshot_due(&self) -> bool {
+        self.schedule.is_some_and(|schedule| schedule.due <= Instant::now())
+    }
+
+    fn has_backlog(&self) -> bool {
+        self.assignment.backlog.as_ref().is_some_and(|backlog| backlog.of(self.id).0 > 0)
+    }
+
+    /// Somebody has found the repository again.
+    fn find_repository(&mut self) {
+        self.storing.is_gone = false;
+        self.storing.at = self.has_backlog().then(Instant::now);
+        self.state.send_replace(if self.remote.is_some() { State::Running } else { State::NoRemote });
     }
 
     fn is_due(&self, wishes: &Wishes, now: Instant) -> bool {
@@ -291,6 +335,9 @@ impl Worker {
         }
         if has_other_repository {
             self.schedule = None;
+            self.known = None;
+            self.storing = Storing::default();
+            self.storing.at = self.has_backlog().then(Instant::now);
         }
         if is_elsewhere || has_other_repository {
             self.retry_now();
@@ -310,7 +357,8 @@ impl Worker {
     }
 
     fn succeed(&mut self) {
-        self.state.send_replace(State::Running);
+        let state = if self.storing.is_gone { State::NoRepository } else { State::Running };
+        self.state.send_replace(state);
         self.attempt = 0;
         self.is_recorded = false;
         if std::mem::take(&mut self.is_failing) {
@@ -335,8 +383,15 @@ impl Worker {
         self.back_off(State::NoRemote);
     }
 
-    /// Does what is due: finds its place in the schedule, connects, looks at versions, takes a snapshot.
+    /// Does what is due: stores what waits, finds its place in the schedule, connects, looks at versions, takes a
+    /// snapshot.
     async fn act(&mut self, job: &mut Job, taking: &AtomicBool) -> Option<Exit> {
+        if self.storing.at.is_some_and(|at| at <= Instant::now()) {
+            self.store(None).await;
+        }
+        if self.stop.is_cancelled() || self.not_before > Instant::now() {
+            return None;
+        }
         if self.schedule.is_none() {
             let stop = self.stop.clone();
             let subject = self.assignment.subject();
@@ -367,8 +422,7 @@ impl Worker {
                 Err(error) => tracing::warn!("the versions in the repository are not up to date: {error}"),
             }
         }
-        let is_due = self.schedule.is_some_and(|schedule| schedule.due <= Instant::now());
-        if is_due || job.is_forced {
+        if self.is_snapshot_due() || job.is_forced {
             taking.store(true, Ordering::Relaxed);
             self.snapshot(job).await;
             taking.store(false, Ordering::Relaxed);
@@ -408,15 +462,16 @@ impl Worker {
         let refresh = job.refresh.take();
         // Somebody waits for one that was asked for: it goes first.
         let was_due = self.schedule.map(|schedule| schedule.due).filter(|_| !job.is_forced);
+        let is_away = self.storing.is_gone;
         let subject = self.assignment.subject();
-        let outcome = subject.take(&mut remote, refresh.as_ref(), was_due, &self.stop).await;
-        match outcome {
-            Ok(taken) => {
+        let reading =
+            subject.read(&mut remote, refresh.as_ref(), was_due, &mut self.known, is_away, &self.stop);
+        match reading.await {
+            Ok(fetched) => {
                 self.remote = Some(remote);
                 self.schedule = Some(Schedule { began: Some(began), due });
                 job.is_forced = false;
-                self.succeed();
-                tell_taken(&taken);
+                self.store(Some(fetched)).await;
             }
             Err(error) if error.is_stop() => tracing::debug!("no snapshot: {error}"),
             Err(error) if error.is_repository_away() => {
@@ -446,6 +501,129 @@ impl Worker {
         }
     }
 
+    /// Stores what waits for the repository, the oldest first, and at last what was just read.
+    async fn store(&mut self, mut latest: Option<Fetched>) {
+        let backlog = self.assignment.backlog.clone();
+        self.storing.at = None;
+        loop {
+            let is_ready = self.remote.is_some() && self.not_before <= Instant::now();
+            if latest.is_none() && is_ready && self.is_snapshot_due() {
+                // Much waits. The next one is not to be missed for it.
+                self.storing.at = Some(Instant::now());
+                return;
+            }
+            let ticket = backlog.as_ref().and_then(|backlog| backlog.oldest(self.id));
+            let mut fetched = match (ticket, &backlog) {
+                (Some(ticket), Some(backlog))
+                    if latest.as_ref().is_none_or(|latest| latest.ticket != Some(ticket)) =>
+                {
+                    match self.assignment.subject().reopen(backlog, ticket).await {
+                        Ok(fetched) => fetched,
+                        Err(damage) => {
+                            let aside = backlog.set_aside(ticket, Aside::Damaged);
+                            tracing::error!(
+                                "a snapshot that waited for the repository is lost: {damage}; the file is now {}",
+                                aside.display()
+                            );
+                            continue;
+                        }
+                    }
+                }
+                _ => match latest.take() {
+                    Some(fetched) => fetched,
+                    None => return,
+                },
+            };
+            let is_latest = latest.is_none();
+            let outcome = match fetched.away.take() {
+                Some(reason) => Err(SnapshotError::Away(reason)),
+                None => self.assignment.subject().put(&mut fetched, &self.stop).await,
+            };
+            match outcome {
+                Ok(taken) => {
+                    self.forget(fetched.ticket);
+                    if std::mem::take(&mut self.storing).attempt > 0 {
+                        tracing::info!("the repository takes snapshots again");
+                    }
+                    self.succeed();
+                    tell_taken(&taken);
+                }
+                Err(error) => {
+                    let is_kept = self.keep(fetched, &error).await;
+                    if is_kept {
+                        if let Some(latest) = latest.take() {
+                            self.assignment.subject().wait(latest).await;
+                        }
+                        return;
+                    }
+                }
+            }
+            if is_latest && !self.has_backlog() {
+                return;
+            }
+        }
+    }
+
+    /// Sees to what could not be stored. True when it waits for the repository now, and everything after it must.
+    async fn keep(&mut self, fetched: Fetched, error: &SnapshotError) -> bool {
+        let ticket = fetched.ticket;
+        if error.is_stop() {
+            let is_kept = self.assignment.subject().wait(fetched).await;
+            tracing::debug!(
+                "not stored: {error}; it {}",
+                if is_kept { "waits for the next start" } else { "is lost" }
+            );
+            return true;
+        }
+        if error.is_repository_away() {
+            let failures = match self.storing.last {
+                Some((last, failures)) if Some(last) == ticket => failures + 1,
+                _ => 1,
+            };
+            self.storing.last = ticket.map(|ticket| (ticket, failures));
+            let is_hopeless = failures > MOST_ATTEMPTS && error.is_of_this_snapshot();
+            if !is_hopeless {
+                if !self.assignment.subject().wait(fetched).await {
+                    tracing::error!(
+                        "a snapshot is lost: it was not stored ({error}), and could not wait on disk"
+                    );
+                }
+                if self.storing.attempt == 0 {
+                    tracing::warn!(
+                        "the repository does not take snapshots, which wait until it does: {error}"
+                    );
+                } else {
+                    tracing::debug!("the repository does not take snapshots: {error}");
+                }
+                self.storing.is_gone = !error.is_of_this_snapshot();
+                self.storing.attempt = self.storing.attempt.saturating_add(1);
+                let wait = schedule::backoff(self.storing.attempt, rand::random());
+                self.storing.at = self.has_backlog().then(|| Instant::now() + wait);
+                if self.storing.is_gone {
+                    self.state.send_replace(State::NoRepository);
+                }
+                return true;
+            }
+        }
+        if let (SnapshotError::Store(StoreError::OtherRepository { .. }), Some(backlog), Some(ticket)) =
+            (error, &self.assignment.backlog, ticket)
+        {
+            let aside = backlog.set_aside(ticket, Aside::Foreign);
+            tracing::error!("a snapshot is not stored: {error}; the file is now {}", aside.display());
+            return false;
+        }
+        tracing::error!("no snapshot: {error}");
+        self.forget(ticket);
+        self.record(vec![error.to_string()]).await;
+        false
+    }
+
+    fn forget(&self, ticket: Option<Ticket>) {
+        if let (Some(backlog), Some(ticket)) = (&self.assignment.backlog, ticket) {
+            backlog.remove(ticket);
+        }
+    }
+
     /// Writes into the repository why there is no snapshot.
     async fn record(&self, errors: Vec<String>) {
         let subject = self.assignment.subject();
@@ -457,6 +635,10 @@ impl Worker {
 }
 
 fn tell_taken(taken: &Taken) {
+    if taken.was_there {
+        tracing::info!("the snapshot was stored already, though the repository's answer to that was lost");
+        return;
+    }
     for error in &taken.errors {
         tracing::warn!("{error}");
     }

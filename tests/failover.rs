@@ -14,7 +14,7 @@ on_both_versions! {
         scene.wait_for_snapshots(1).await;
         set_read_only(&scene.cluster, true).await;
         let line = collector.wait_for_log("takes no changes").await;
-        assert!(line.contains("standby or read-only") && line.contains("trying again"), "{line}");
+        assert!(line.contains("standby or read-only") && line.contains("wait until it does"), "{line}");
         let mut control = support::Control::connect(&scene.cluster, "powa").await;
         let status = control.ask("WORKERS_STATUS", "").await;
         assert!(status.contains("no connection to repository server"), "{status}");

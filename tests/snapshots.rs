@@ -6,7 +6,9 @@ mod support;
 
 use scene::{Scene, flush_statistics, one, run};
 use serde_json::{Value, json};
-use support::{DEADLINE, Powa, Registration, on_both_versions, powa_schema, quote_identifier, wait_until};
+use support::{
+    Collector, DEADLINE, Powa, Registration, on_both_versions, powa_schema, quote_identifier, wait_until,
+};
 use tokio_postgres::Client;
 
 /// Tables that must have rows after two snapshots of a server with all extensions and [`WORKLOAD`].
@@ -164,11 +166,18 @@ on_both_versions! {
 
     async fn a_snapshot_goes_through_a_file_only_when_it_is_large(powa: Powa) {
         let scene = Scene::new(powa).await;
-        let nowhere = |limit: u32| json!({ "spool": { "directory": "/nonexistent", "memory_limit": limit } });
-        scene.snapshot_with(nowhere(100_000_000)).await;
-        let log = scene.failed_snapshot_with(nowhere(1000)).await;
-        assert!(log.contains("make a spool file in /nonexistent"), "{log}");
-        assert!(scene.error().await.contains("make a spool file in /nonexistent"));
+        for (memory_limit, line) in [(100_000_000, "snapshot: "), (1000, "no snapshot: ")] {
+            scene.run("UPDATE {powa}.powa_snapshot_metas SET snapts = now() - interval '1 minute'").await;
+            let nowhere = json!({ "spool": { "directory": "/proc/nowhere", "memory_limit": memory_limit } });
+            let nowhere = Collector::builder(scene.config(nowhere)).environment("TMPDIR", "/proc/nowhere");
+            let mut collector = nowhere.start();
+            collector.wait_for_log("worker for").await;
+            scene.force(scene.id).await;
+            let line = collector.wait_for_log(line).await;
+            assert_eq!(line.contains("make a spool file in /proc/nowhere"), memory_limit == 1000, "{line}");
+            assert!(collector.stop().await.success());
+        }
+        assert!(scene.error().await.contains("make a spool file in /proc/nowhere"));
     }
 
     async fn awkward_values_survive(powa: Powa) {

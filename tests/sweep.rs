@@ -84,8 +84,7 @@ impl Lane {
         let server = Registration::new("127.0.0.1", server).dbname("monitored").extensions(EXTENSIONS);
         let scene = Scene::of(cluster, "powa", server).await;
         scene.leave_out_catalogs("").await;
-        let rows = format!("SELECT now(), number FROM generate_series(1, {ROWS}) AS number");
-        scene.add_datasource("marked", "ts timestamptz, number integer", &rows, None).await;
+        scene.add_marked(ROWS).await;
         scene.run("UPDATE {powa}.powa_servers SET frequency = 5 WHERE id > 0").await;
         let collector = Collector::start(json!({
             "repository": { "dsn": format!("host=127.0.0.1 port={repository} user=postgres dbname=powa") },
@@ -128,19 +127,7 @@ impl Lane {
         let log = self.collector.log();
         assert!(!log.contains("fault of the collector") && !log.contains("panicked"), "{log}");
         let scene = &self.scene;
-        let halves = format!(
-            "SELECT count(*) FROM (SELECT FROM {{powa}}.test_marked_history GROUP BY ts HAVING count(*) <> {ROWS} OR \
-             count(DISTINCT number) <> {ROWS}) AS half"
-        );
-        assert_eq!(
-            0,
-            scene.one::<i64>(&halves, &[]).await,
-            "snapshots that are not whole, or stored twice\n{log}"
-        );
-        let times: i64 = scene.one("SELECT count(DISTINCT ts) FROM {powa}.test_marked_history", &[]).await;
-        assert_eq!(scene.snapshots().await, times, "snapshots without rows\n{log}");
-        assert!(times > 0);
-        assert_eq!(Vec::<String>::new(), scene.leftovers().await, "{log}");
+        assert!(scene.account(ROWS, &log).await > 0);
         wait_until("its sessions are gone", RECOVERY, async || {
             one::<bool>(
                 &scene.monitored,

@@ -25,7 +25,7 @@ use crate::postgres::secret::Secret;
 const ENVIRONMENT_PREFIX: &str = "POWA_COLLECTOR";
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 22] = [
+pub const KEYS: [&str; 23] = [
     "repository.dsn",
     "repository.password_command",
     "repository.max_connections",
@@ -41,6 +41,7 @@ pub const KEYS: [&str; 22] = [
     "fetch.at_once",
     "spool.memory_limit",
     "spool.directory",
+    "spool.max_bytes",
     "timeouts.connect",
     "timeouts.password_command",
     "timeouts.query",
@@ -87,7 +88,10 @@ pub struct Settings {
     pub fetches_at_once: usize,
     /// Bytes of one snapshot that are kept in memory; more goes to a file.
     pub spool_memory_limit: usize,
+    /// Where snapshots are kept until they are stored.
     pub spool_directory: PathBuf,
+    /// Bytes of all snapshots that wait for the repository; beyond, old ones are dropped.
+    pub spool_max_bytes: u64,
     pub timeouts: Timeouts,
 }
 
@@ -177,6 +181,7 @@ struct RawFetch {
 struct RawSpool {
     memory_limit: Option<u64>,
     directory: Option<PathBuf>,
+    max_bytes: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -380,7 +385,8 @@ fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuratio
             connects_at_once: size("fetch.connects_at_once", raw.fetch.connects_at_once, 16, 1, 1000)?,
             fetches_at_once: size("fetch.at_once", raw.fetch.at_once, 6, 1, 1000)?,
             spool_memory_limit: size("spool.memory_limit", raw.spool.memory_limit, 2 << 20, 0, 1 << 30)?,
-            spool_directory: raw.spool.directory.unwrap_or_else(temporary_directory),
+            spool_directory: raw.spool.directory.unwrap_or_else(state_directory),
+            spool_max_bytes: raw.spool.max_bytes.unwrap_or(256 << 20),
             timeouts: Timeouts {
                 connect,
                 password_command,
@@ -418,9 +424,26 @@ fn repository(
         .map_err(|error| ("repository.dsn", error.to_string()))
 }
 
-/// `/tmp` may be memory; spool files are there to save memory.
-fn temporary_directory() -> PathBuf {
+/// Where files are made that nobody looks for later. `/tmp` may be memory; these are there to save memory.
+pub fn temporary_directory() -> PathBuf {
     env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+/// Where a service, or else a user, keeps what is to outlast a restart.
+fn state_directory() -> PathBuf {
+    let absolute = |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    // systemd gives several, if a unit asks for several.
+    let of_service = env::var("STATE_DIRECTORY").ok();
+    let of_service =
+        of_service.as_deref().and_then(|all| all.split(':').next()).filter(|path| !path.is_empty());
+    let of_user = || {
+        let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")));
+        state.map(|state| state.join("powa-collector"))
+    };
+    of_service
+        .map(PathBuf::from)
+        .or_else(of_user)
+        .unwrap_or_else(|| temporary_directory().join("powa-collector"))
 }
 
 /// The keys of a document, dotted; objects that we know nothing of count as one key.
@@ -484,6 +507,7 @@ pub fn differences(old: &Configuration, new: &Configuration) -> Vec<String> {
         changed("fetch.at_once", &was.fetches_at_once, &is.fetches_at_once),
         changed("spool.memory_limit", &was.spool_memory_limit, &is.spool_memory_limit),
         changed("spool.directory", &was.spool_directory, &is.spool_directory),
+        changed("spool.max_bytes", &was.spool_max_bytes, &is.spool_max_bytes),
         changed("timeouts", &was.timeouts, &is.timeouts),
     ]
     .into_iter()

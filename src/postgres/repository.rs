@@ -1,14 +1,21 @@
 //! The repository's connections: a few for stores, and one for short questions that must not wait behind
 //! them. The listener's own is made by the listener.
+//!
+//! When the repository is away, the first who notices it spares the others the wait: until somebody has found it back,
+//! there are no connections, but for one try now and then.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult};
 use deadpool_postgres::ClientWrapper;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::conninfo::ConnInfo;
 use super::session::{self, SessionError};
 use super::text::causes;
+use crate::schedule;
 
 /// Why there is no connection to the repository.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +24,8 @@ pub enum RepositoryError {
     Session(SessionError),
     #[error("the repository: {0}")]
     Pool(String),
+    #[error("the repository does not answer")]
+    Away,
 }
 
 /// A connection that goes back to where it came from when it is dropped.
@@ -28,7 +37,25 @@ pub struct Repository {
     conninfo: ConnInfo,
     stores: managed::Pool<Sessions>,
     questions: managed::Pool<Sessions>,
+    health: Arc<Health>,
 }
+
+/// Whether the repository answers, as far as anybody knows.
+#[derive(Debug)]
+struct Health {
+    is_away: watch::Sender<bool>,
+    next: Mutex<Next>,
+}
+
+/// When a repository that is away is tried again, and how often that was in vain.
+#[derive(Debug)]
+struct Next {
+    at: Instant,
+    attempt: u32,
+}
+
+/// A repository that is away is tried again after this at the latest.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 impl Repository {
     /// Connections are made when they are first needed: at most `max_connections` for stores and one for
@@ -37,6 +64,10 @@ impl Repository {
         Self {
             stores: pool(&conninfo, max_connections, deadline),
             questions: pool(&conninfo, 1, deadline),
+            health: Arc::new(Health {
+                is_away: watch::Sender::new(false),
+                next: Mutex::new(Next { at: Instant::now(), attempt: 0 }),
+            }),
             conninfo,
         }
     }
@@ -54,9 +85,9 @@ impl Repository {
     /// limits the wait is the work before it, and that has deadlines.
     ///
     /// # Errors
-    /// When a connection cannot be made.
+    /// When a connection cannot be made, or the repository is away.
     pub async fn store_connection(&self) -> Result<Object, RepositoryError> {
-        self.stores.get().await.map_err(error)
+        self.connection(&self.stores).await
     }
 
     /// A store connection if one is free at once, without waiting in line.
@@ -68,9 +99,60 @@ impl Repository {
     /// The connection for short questions.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be made, or the repository is away.
     pub async fn question_connection(&self) -> Result<Object, RepositoryError> {
-        self.questions.get().await.map_err(error)
+        self.connection(&self.questions).await
+    }
+
+    async fn connection(&self, pool: &managed::Pool<Sessions>) -> Result<Object, RepositoryError> {
+        let mut is_away = self.health.is_away.subscribe();
+        let is_try = *is_away.borrow_and_update();
+        if is_try && !self.may_try() {
+            return Err(RepositoryError::Away);
+        }
+        tokio::select! {
+            connection = pool.get() => connection.map_err(error),
+            // Who has waited in line does not go on with what somebody else has found to be in vain.
+            Ok(_) = is_away.wait_for(|is_away| *is_away), if !is_try => Err(RepositoryError::Away),
+        }
+    }
+
+    /// Whether it is time to try a repository that is away; for one at a time.
+    fn may_try(&self) -> bool {
+        let now = Instant::now();
+        let mut next = self.next();
+        let may_try = next.at <= now;
+        if may_try {
+            next.at = now + LONGEST_WAIT;
+        }
+        may_try
+    }
+
+    /// Notes that the repository did not answer.
+    pub fn note_away(&self) {
+        let mut next = self.next();
+        let was_away = self.health.is_away.send_replace(true);
+        // Several bring the same news, but only one has tried again.
+        let now = Instant::now();
+        if !was_away || next.at > now + LONGEST_WAIT / 2 || next.at <= now {
+            next.attempt = if was_away { next.attempt.saturating_add(1) } else { 1 };
+            next.at = now + schedule::backoff(next.attempt, rand::random()).min(LONGEST_WAIT);
+        }
+    }
+
+    /// Notes that the repository has answered.
+    pub fn note_back(&self) {
+        self.health.is_away.send_if_modified(std::mem::take);
+    }
+
+    /// Completes when the repository answers, as far as anybody knows.
+    pub async fn back(&self) {
+        // It cannot fail while we are here.
+        let _ = self.health.is_away.subscribe().wait_for(|is_away| !is_away).await;
+    }
+
+    fn next(&self) -> MutexGuard<'_, Next> {
+        self.health.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets connections end once their present users are done.

@@ -149,7 +149,7 @@ impl Remote {
     }
 }
 
-/// Reads a snapshot: everything that `plan` names, catalogs that are due or that `refresh` asks for.
+/// Reads a snapshot into `spool`: everything that `plan` names, catalogs that are due or that `refresh` asks for.
 ///
 /// # Errors
 /// When the server as a whole cannot be read. What single datasources say is in the spool's errors.
@@ -158,9 +158,10 @@ pub async fn fetch(
     plan: &Plan,
     refresh: Option<&Refresh>,
     settings: &Settings,
+    spool: Spool,
     stop: &CancellationToken,
 ) -> Result<Spool, FetchError> {
-    let spool = Mutex::new(Spool::new(settings.spool_memory_limit, settings.spool_directory.clone()));
+    let spool = Mutex::new(spool);
     spool.lock().await.errors.extend(plan.errors.iter().cloned());
     let deadline = settings.timeouts.fetch;
     let reading = read_server(remote, plan, settings, &spool);
@@ -174,6 +175,7 @@ pub async fn fetch(
     read_databases(remote, plan, refresh, settings, stop, &time, databases, &spool).await?;
     let mut spool = spool.into_inner();
     spool.finish().await?;
+    spool.time = time;
     Ok(spool)
 }
 
@@ -205,7 +207,7 @@ async fn read_server(
     }
 
     let mut wanted = Vec::new();
-    for datasource in &plan.datasources {
+    for datasource in plan.datasources.iter() {
         match reading::of_server(plan, datasource, &powa.schema, &extensions) {
             Ok(reading) => wanted.push(reading),
             Err(reason) => spool.lock().await.errors.push(format!("{}: {reason}", datasource.name)),

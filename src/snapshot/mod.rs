@@ -1,6 +1,8 @@
 //! One snapshot of one server, in the order in which its data travels: plan, fetch, spool, store.
 
+pub mod backlog;
 pub mod fetch;
+pub mod file;
 pub mod plan;
 pub mod reading;
 pub mod spool;
@@ -16,13 +18,15 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use self::backlog::{Backlog, Ticket};
 use self::fetch::{FetchError, Remote};
+use self::file::{Damage, Index};
 use self::plan::{Plan, PlanError, Refresh};
-use self::spool::SpoolError;
-use self::store::{Access, StoreError};
-use self::turns::{Due, Turns};
+use self::spool::{Spool, SpoolError};
+use self::store::StoreError;
+use self::turns::{Due, Turn, Turns};
 use self::vacuum::Vacuum;
-use crate::config::Settings;
+use crate::config::{Settings, temporary_directory};
 use crate::postgres::extension::{self, Extension, Powa};
 use crate::postgres::repository::{Object, Repository, RepositoryError};
 use crate::postgres::session::application_name;
@@ -46,6 +50,23 @@ pub struct Subject<'a> {
     /// Who fetches next.
     pub fetches: &'a Arc<Turns>,
     pub vacuum: &'a Vacuum,
+    /// Where what was read waits to be stored. None: nowhere.
+    pub backlog: Option<&'a Backlog>,
+}
+
+/// A snapshot that has been read and is not stored yet.
+pub struct Fetched {
+    spool: Spool,
+    /// The repository's PoWA that it was read for, and the repository as it names itself.
+    powa: Powa,
+    repository: String,
+    /// Its place in the backlog. None: the disk did not take it.
+    pub ticket: Option<Ticket>,
+    /// Others may read when this one has come to its store.
+    turn: Option<Turn>,
+    fetch: Duration,
+    /// Why the repository was not asked what is due, but an earlier plan taken.
+    pub away: Option<String>,
 }
 
 /// A snapshot that is in the repository.
@@ -58,6 +79,8 @@ pub struct Taken {
     pub errors: Vec<String>,
     /// How many errors `powa_take_snapshot` met.
     pub repository_errors: i32,
+    /// Whether an earlier attempt had stored it, whose answer was lost.
+    pub was_there: bool,
     pub fetch: Duration,
     /// Waiting for a connection to the repository.
     pub wait: Duration,
@@ -79,6 +102,9 @@ pub enum SnapshotError {
     Spool(#[from] SpoolError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// It was away when it was asked what is due.
+    #[error("{0}")]
+    Away(String),
     #[error("broken off by a stop")]
     Stopped,
 }
@@ -88,11 +114,21 @@ impl SnapshotError {
     /// all may be well as soon as it is back.
     pub fn is_repository_away(&self) -> bool {
         match self {
-            Self::Repository(_) | Self::NoAnswer(_) => true,
+            Self::Repository(_) | Self::NoAnswer(_) | Self::Away(_) => true,
             Self::Plan(PlanError::NoPowa | PlanError::Unsupported(_) | PlanError::ReadOnly) => true,
             Self::Plan(PlanError::Repository(error)) => ends_connection(error),
-            Self::Store(StoreError::Connection(error)) => ends_connection(error),
-            Self::Store(StoreError::ReadOnly) => true,
+            Self::Store(error) => error.is_passing(),
+            _ => false,
+        }
+    }
+
+    /// Whether the repository answers, so that it may be this snapshot that it cannot take.
+    pub fn is_of_this_snapshot(&self) -> bool {
+        match self {
+            Self::Store(StoreError::Connection(error) | StoreError::TakeSnapshot { source: error, .. }) => {
+                !ends_connection(error)
+            }
+            Self::Store(StoreError::Deadline(_) | StoreError::Busy(_) | StoreError::InDoubt) => true,
             _ => false,
         }
     }
@@ -109,17 +145,20 @@ impl Subject<'_> {
         application_name(REPOSITORY_PREFIX, self.name)
     }
 
-    /// Takes a snapshot, when it is its turn. `stop` breaks off everything but a store in progress.
+    /// Reads a snapshot, when it is its turn, and puts it into the backlog. `known` is what was due last time, which is
+    /// taken while the repository is away; `is_away`: it need not be asked.
     ///
     /// # Errors
-    /// When nothing of the snapshot is in the repository.
-    pub async fn take(
+    /// When there is nothing to store.
+    pub async fn read(
         &self,
         remote: &mut Remote,
         refresh: Option<&Refresh>,
         due: Due,
+        known: &mut Option<Plan>,
+        is_away: bool,
         stop: &CancellationToken,
-    ) -> Result<Taken, SnapshotError> {
+    ) -> Result<Fetched, SnapshotError> {
         // What is fetched is stored soon after: a repository that is behind is not handed more than it can take.
         tracing::debug!("waits for its turn");
         let mut turn = match stop.run_until_cancelled(self.fetches.wait(due)).await {
@@ -127,14 +166,29 @@ impl Subject<'_> {
             Some(turn) => Some(turn),
         };
         let version = remote.session.facts.version_num;
-        let plan = match stop.run_until_cancelled(self.plan(version)).await {
-            None => return Err(SnapshotError::Stopped),
-            Some(plan) => plan?,
+        let mut away = None;
+        let plan = match known.as_ref().filter(|plan| is_away && plan.version_num == version) {
+            Some(plan) => plan.clone(),
+            None => match stop.run_until_cancelled(self.plan(version)).await {
+                None => return Err(SnapshotError::Stopped),
+                Some(Ok(plan)) => {
+                    *known = Some(plan.without_catalogs());
+                    plan
+                }
+                Some(Err(error)) => match known.as_ref().filter(|plan| plan.version_num == version) {
+                    Some(plan) if error.is_repository_away() => {
+                        away = Some(error.to_string());
+                        plan.clone()
+                    }
+                    _ => return Err(error),
+                },
+            },
         };
         let fetch_began = Instant::now();
         let mut spool = {
             // On the heap, like what follows: who waits for its turn does not need the room yet.
-            let mut fetching = Box::pin(fetch::fetch(remote, &plan, refresh, self.settings, stop));
+            let mut fetching =
+                Box::pin(fetch::fetch(remote, &plan, refresh, self.settings, self.spool(), stop));
             match timeout(TURN, &mut fetching).await {
                 Ok(fetched) => fetched?,
                 Err(_) => {
@@ -144,40 +198,119 @@ impl Subject<'_> {
             }
         };
         let fetch = fetch_began.elapsed();
+        let ticket = self.seal(&mut spool, &plan).await;
+        if ticket.is_some() {
+            tracing::debug!("fetched: the snapshot of {}", spool.time);
+        }
+        let Plan { powa, repository, .. } = plan;
+        Ok(Fetched { spool, powa, repository, ticket, turn, fetch, away })
+    }
 
+    /// An empty spool, on the backlog's disk.
+    fn spool(&self) -> Spool {
+        let directory =
+            self.backlog.map_or_else(temporary_directory, |backlog| backlog.directory().to_owned());
+        Spool::new(self.settings.spool_memory_limit, directory)
+    }
+
+    /// Makes a file of what was read. Without one it can be stored all the same, but not wait.
+    async fn seal(&self, spool: &mut Spool, plan: &Plan) -> Option<Ticket> {
+        let backlog = self.backlog?;
+        let ticket = backlog.reserve(self.server);
+        let index = Index {
+            repository: plan.repository.clone(),
+            server: self.server.0,
+            time: spool.time.clone(),
+            powa_version: plan.powa.version.to_string(),
+            powa_schema: plan.powa.schema.clone(),
+            errors: Vec::new(),
+            tables: Vec::new(),
+        };
+        match spool.seal(backlog.path(ticket), index).await {
+            Ok(()) => Some(ticket),
+            Err(error) => {
+                tracing::error!("this snapshot could not wait for the repository if it had to: {error}");
+                backlog.remove(ticket);
+                None
+            }
+        }
+    }
+
+    /// Takes a snapshot out of the backlog's file.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub async fn reopen(&self, backlog: &Backlog, ticket: Ticket) -> Result<Fetched, Damage> {
+        let (index, spool) = Spool::open(backlog.path(ticket)).await?;
+        Ok(Fetched {
+            powa: index.powa(),
+            repository: index.repository,
+            spool,
+            ticket: Some(ticket),
+            turn: None,
+            fetch: Duration::ZERO,
+            away: None,
+        })
+    }
+
+    /// Stores a snapshot that was read. `stop` breaks off the wait, but not a store in progress.
+    ///
+    /// # Errors
+    /// When nothing of the snapshot is in the repository, as far as one can tell.
+    pub async fn put(&self, fetched: &mut Fetched, stop: &CancellationToken) -> Result<Taken, SnapshotError> {
+        let Fetched { spool, powa, repository, turn, fetch, .. } = fetched;
         // Who waits for the repository holds no rows in memory.
         let wait_began = Instant::now();
         if !self.repository.has_free_store_connection() && spool.rows() > 0 {
             tracing::debug!("waits for the repository");
-            spool.move_to_file().await?;
-            spool.finish().await?;
+            spool.release().await?;
         }
         let connection = match stop.run_until_cancelled(self.repository.store_connection()).await {
             None => return Err(SnapshotError::Stopped),
-            Some(connection) => connection?,
+            Some(Ok(connection)) => connection,
+            Some(Err(error)) => return Err(noted(self.repository, error.into())),
         };
-        drop(turn);
+        drop(turn.take());
         let wait = wait_began.elapsed();
 
         let store_began = Instant::now();
         let session = self.repository_session();
-        let deadline = self.settings.timeouts.store;
+        let timeouts = self.settings.timeouts;
         self.vacuum.note(&spool.parts());
-        let storing = store::store(connection, &plan.powa, self.server, &session, &mut spool, deadline);
-        let (stored, connection) = Box::pin(storing).await?;
+        let subject = store::Subject { powa, server: self.server, repository, application_name: &session };
+        let storing = store::store(connection, subject, spool, timeouts);
+        let (stored, connection) = match Box::pin(storing).await {
+            Ok(stored) => stored,
+            Err(error) => return Err(noted(self.repository, error.into())),
+        };
+        self.repository.note_back();
         let store = store_began.elapsed();
         if self.settings.vacuums {
-            self.vacuum.run(connection, deadline, stop).await;
+            self.vacuum.run(connection, timeouts.store, stop).await;
         }
         Ok(Taken {
             rows: spool.rows(),
             bytes: spool.bytes(),
-            errors: spool.errors,
+            errors: std::mem::take(&mut spool.errors),
             repository_errors: stored.errors,
-            fetch,
+            was_there: stored.was_there,
+            fetch: *fetch,
             wait,
             store,
         })
+    }
+
+    /// Lets a snapshot wait for the repository, if it can. False: it is lost.
+    pub async fn wait(&self, mut fetched: Fetched) -> bool {
+        let (Some(backlog), Some(ticket)) = (self.backlog, fetched.ticket) else { return false };
+        if let Err(error) = fetched.spool.sync().await {
+            tracing::warn!(
+                "a snapshot waits for the repository, but would not survive a loss of power: {error}"
+            );
+        }
+        drop(fetched);
+        backlog.wait(ticket);
+        true
     }
 
     /// What is due for this server.
@@ -185,10 +318,7 @@ impl Subject<'_> {
     /// # Errors
     /// When the repository cannot be asked.
     pub async fn plan(&self, server_version_num: i32) -> Result<Plan, SnapshotError> {
-        self.ask(async |client, powa, extensions| {
-            plan::plan(client, powa, extensions, self.server, server_version_num).await
-        })
-        .await
+        self.ask(async |client, about| plan::plan(client, about, self.server, server_version_num).await).await
     }
 
     /// How long ago the last snapshot began: `Some(None)` when there was none, `None` when the server has no
@@ -197,9 +327,9 @@ impl Subject<'_> {
     /// # Errors
     /// When the repository cannot be asked.
     pub async fn last_snapshot(&self) -> Result<Option<Option<Duration>>, SnapshotError> {
-        self.ask(async |client, powa, _| {
+        self.ask(async |client, about| {
             let statement = include_str!("../../sql/repository/last_snapshot.sql");
-            let statement = extension::in_schema(statement, &powa.schema);
+            let statement = extension::in_schema(statement, &about.powa.schema);
             let row = client.query_opt(&statement, &[&self.server.0]).await?;
             Ok(row.map(|row| {
                 let age: Option<f64> = row.get(0);
@@ -219,8 +349,10 @@ impl Subject<'_> {
             .await
             .map_err(|_| FetchError::Deadline(deadline))?
             .map_err(FetchError::Connection)?;
-        self.ask(async |client, powa, _| Ok(versions::update(client, &powa, self.server, &versions).await?))
-            .await
+        self.ask(async |client, about| {
+            Ok(versions::update(client, &about.powa, self.server, &versions).await?)
+        })
+        .await
     }
 
     /// Writes into `powa_snapshot_metas.errors` why there is no snapshot.
@@ -228,8 +360,10 @@ impl Subject<'_> {
     /// # Errors
     /// When the repository cannot be written.
     pub async fn record_failure(&self, errors: &[String]) -> Result<(), SnapshotError> {
-        self.ask(async |client, powa, _| Ok(store::record_failure(client, &powa, self.server, errors).await?))
-            .await
+        self.ask(async |client, about| {
+            Ok(store::record_failure(client, &about.powa, self.server, errors).await?)
+        })
+        .await
     }
 
     async fn ask<T>(&self, question: impl Question<T>) -> Result<T, SnapshotError> {
@@ -243,19 +377,24 @@ impl Subject<'_> {
 /// # Errors
 /// When the repository cannot be asked.
 pub async fn servers(repository: &Repository, deadline: Duration) -> Result<Vec<Server>, SnapshotError> {
-    ask(repository, "PoWA collector", deadline, async |client, powa, _| {
-        Ok(server::list(client, &powa.schema).await?)
+    ask(repository, "PoWA collector", deadline, async |client, about| {
+        Ok(server::list(client, &about.powa.schema).await?)
     })
     .await
 }
 
-/// What is asked, given the repository's PoWA and its extensions.
-trait Question<T>: AsyncFnOnce(&Object, Powa, &HashMap<String, Extension>) -> Result<T, PlanError> {}
-
-impl<T, F> Question<T> for F where
-    F: AsyncFnOnce(&Object, Powa, &HashMap<String, Extension>) -> Result<T, PlanError>
-{
+/// What a repository is, for those who ask it something.
+pub struct About {
+    pub powa: Powa,
+    pub extensions: HashMap<String, Extension>,
+    /// As it names itself.
+    pub repository: String,
 }
+
+/// What is asked.
+trait Question<T>: AsyncFnOnce(&Object, About) -> Result<T, PlanError> {}
+
+impl<T, F> Question<T> for F where F: AsyncFnOnce(&Object, About) -> Result<T, PlanError> {}
 
 /// Asks the repository something short, over the connection that is kept for that.
 async fn ask<T>(
@@ -264,15 +403,19 @@ async fn ask<T>(
     deadline: Duration,
     question: impl Question<T>,
 ) -> Result<T, SnapshotError> {
-    let client = repository.question_connection().await?;
+    let client = match repository.question_connection().await {
+        Ok(client) => client,
+        Err(error) => return Err(noted(repository, error.into())),
+    };
     let asking = async {
-        if store::name_session(&client, session).await? == Access::ReadOnly {
+        let place = store::name_session(&client, session).await?;
+        if place.is_read_only {
             return Err(PlanError::ReadOnly);
         }
         let installed = client.prepare_cached(extension::INSTALLED).await?;
         let extensions = extension::installed(&client, &installed).await?;
         let powa = plan::repository_powa(&extensions)?;
-        question(&client, powa, &extensions).await
+        question(&client, About { powa, extensions, repository: place.repository }).await
     };
     let answer = match timeout(deadline, Box::pin(asking)).await {
         Ok(answer) => answer.map_err(SnapshotError::Plan),
@@ -286,5 +429,20 @@ async fn ask<T>(
     ) {
         drop(Object::take(client));
     }
-    answer
+    match answer {
+        Ok(answer) => {
+            repository.note_back();
+            Ok(answer)
+        }
+        Err(error) => Err(noted(repository, error)),
+    }
+}
+
+/// Lets everybody know when it is the repository that has failed.
+fn noted(repository: &Repository, error: SnapshotError) -> SnapshotError {
+    let is_news = !matches!(error, SnapshotError::Repository(RepositoryError::Away));
+    if is_news && error.is_repository_away() && !error.is_of_this_snapshot() {
+        repository.note_away();
+    }
+    error
 }

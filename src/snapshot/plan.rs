@@ -1,10 +1,12 @@
 //! What a snapshot of one server is made of, as the repository says: which queries, into which tables.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
+use super::About;
 use crate::postgres::extension::{self, Extension, Powa, Table, in_schema};
 use crate::postgres::repository::Object;
 use crate::postgres::text::causes;
@@ -14,19 +16,23 @@ use crate::server::ServerId;
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub server: ServerId,
+    /// The `server_version_num` that it is for.
+    pub version_num: i32,
     /// The repository's PoWA.
     pub powa: Powa,
+    /// The repository, as it names itself.
+    pub repository: String,
     /// What is read once per server, in order.
-    pub datasources: Vec<Datasource>,
+    pub datasources: Arc<[Datasource]>,
     /// What is read in each database.
-    pub db_modules: Vec<DbModule>,
+    pub db_modules: Arc<[DbModule]>,
     pub catalogs: Vec<Catalog>,
     /// What cannot be had already by what the repository lacks.
     pub errors: Vec<String>,
 }
 
 /// A set of rows that describes the whole server.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Datasource {
     pub name: String,
     /// The extension that the monitored server must have for it.
@@ -42,7 +48,7 @@ pub struct Datasource {
 }
 
 /// A set of rows that describes one database's use.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DbModule {
     pub name: String,
     pub query: String,
@@ -90,6 +96,24 @@ impl Refresh {
     }
 }
 
+/// What plans have in common: a thousand servers are read by a few different lists, and each keeps its last one.
+type Shared<T> = Mutex<Vec<Weak<[T]>>>;
+
+static DATASOURCES: Shared<Datasource> = Mutex::new(Vec::new());
+static DB_MODULES: Shared<DbModule> = Mutex::new(Vec::new());
+
+/// The same list as others have it, if anybody has.
+fn shared<T: PartialEq>(list: Vec<T>, all: &Shared<T>) -> Arc<[T]> {
+    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    all.retain(|known| known.strong_count() > 0);
+    if let Some(known) = all.iter().filter_map(Weak::upgrade).find(|known| **known == *list) {
+        return known;
+    }
+    let list = Arc::from(list);
+    all.push(Arc::downgrade(&list));
+    list
+}
+
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -111,24 +135,26 @@ pub enum PlanError {
 /// When the repository cannot be asked.
 pub async fn plan(
     client: &Object,
-    powa: Powa,
-    extensions: &HashMap<String, Extension>,
+    about: About,
     server: ServerId,
     server_version_num: i32,
 ) -> Result<Plan, PlanError> {
+    let About { powa, extensions, repository } = about;
     let mut plan = Plan {
         server,
-        datasources: Vec::new(),
-        db_modules: Vec::new(),
+        version_num: server_version_num,
+        datasources: Arc::new([]),
+        db_modules: Arc::new([]),
         catalogs: Vec::new(),
         errors: Vec::new(),
         powa,
+        repository,
     };
     let sql = |text| in_schema(text, &plan.powa.schema);
     if !plan.powa.version.is_5() {
         let statement = sql(include_str!("../../sql/repository/datasources_powa4.sql"));
         let rows = client.query(&statement, &[&server.0]).await?;
-        plan.add_datasources(&rows, extensions);
+        plan.add_datasources(&rows, &extensions);
         return Ok(plan);
     }
     let datasources = sql(include_str!("../../sql/repository/datasources_powa5.sql"));
@@ -145,7 +171,7 @@ pub async fn plan(
         client.query(&db_modules, &of_server),
         client.query(&catalogs, &of_server),
     )?;
-    plan.add_datasources(&datasources, extensions);
+    plan.add_datasources(&datasources, &extensions);
     plan.add_db_modules(&db_modules);
     plan.add_catalogs(&catalogs);
     Ok(plan)
@@ -164,7 +190,13 @@ pub fn repository_powa(extensions: &HashMap<String, Extension>) -> Result<Powa, 
 }
 
 impl Plan {
+    /// What can be read by this plan later, when the repository cannot be asked: which catalogs are due it alone knows.
+    pub fn without_catalogs(&self) -> Self {
+        Self { catalogs: Vec::new(), ..self.clone() }
+    }
+
     fn add_datasources(&mut self, rows: &[Row], extensions: &HashMap<String, Extension>) {
+        let mut datasources = Vec::new();
         for row in rows {
             let name: String = row.get("name");
             let extension: Option<String> = row.get("extension");
@@ -185,7 +217,7 @@ impl Plan {
             } else {
                 self.powa.schema.clone()
             };
-            self.datasources.push(Datasource {
+            datasources.push(Datasource {
                 target: Table { schema: Some(schema), name: format!("{function}_tmp") },
                 cleanup: row.get("query_cleanup"),
                 name,
@@ -194,15 +226,18 @@ impl Plan {
                 function,
             });
         }
+        self.datasources = shared(datasources, &DATASOURCES);
     }
 
     fn add_db_modules(&mut self, rows: &[Row]) {
+        let mut modules = Vec::new();
         for row in rows {
             let name: String = row.get("name");
             if let Some((query, target)) = self.query_and_target(&name, row) {
-                self.db_modules.push(DbModule { name, query, target, databases: row.get("dbnames") });
+                modules.push(DbModule { name, query, target, databases: row.get("dbnames") });
             }
         }
+        self.db_modules = shared(modules, &DB_MODULES);
     }
 
     fn add_catalogs(&mut self, rows: &[Row]) {

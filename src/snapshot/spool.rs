@@ -1,8 +1,8 @@
 //! What a fetch leaves for a store: the rows of one snapshot as `COPY` text, in memory while small and in a
 //! file when not, with the errors met on the way.
 //!
-//! It is one log of pieces, each belonging to a section; several fetches of one snapshot write side by side.
-//! The file has no name, so that nothing is left of it whatever happens to the process.
+//! It is one log of pieces, each belonging to a section; several fetches of one snapshot write side by side. When it
+//! is complete it is sealed: made a file that lasts until the snapshot is stored ([`super::file`]).
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tempfile::TempPath;
 use tokio::task::spawn_blocking;
 
+use super::file::{self, Contents, Damage, Index, MARK_BYTES, Mark, Rows};
 use crate::postgres::extension::Table;
 
 /// How much is written and read back at a time, in bytes: each time another thread is woken for it.
@@ -25,11 +27,30 @@ const BLOCK_BYTES: usize = 256 << 10;
 pub struct Spool {
     /// What went wrong on the way, for `powa_snapshot_metas.errors`.
     pub errors: Vec<String>,
+    /// When the rows were read, as the monitored server says.
+    pub time: String,
     sections: Vec<Section>,
     body: Body,
+    /// Of all bytes in the body.
+    checksum: crc32fast::Hasher,
     memory_limit: usize,
     directory: PathBuf,
+    sealed: Option<Sealed>,
+    mark: Option<Mark>,
 }
+
+/// The file that a spool has become.
+#[derive(Debug)]
+struct Sealed {
+    file: Arc<File>,
+    /// Where the mark is.
+    mark_at: u64,
+    /// Whether it survives that the machine loses its power.
+    is_durable: bool,
+}
+
+/// How a spool's file begins its name until it is sealed.
+pub const UNSEALED_PREFIX: &str = ".unsealed-";
 
 /// The rows of one datasource of one database.
 #[derive(Debug)]
@@ -53,6 +74,8 @@ enum Body {
 #[derive(Debug)]
 struct Log {
     file: Arc<File>,
+    /// Removes the file, unless that was sealed.
+    path: Option<TempPath>,
     written: u64,
     gathered: Vec<u8>,
 }
@@ -79,10 +102,14 @@ impl Spool {
     pub fn new(memory_limit: usize, directory: PathBuf) -> Self {
         Self {
             errors: Vec::new(),
+            time: String::new(),
             sections: Vec::new(),
             body: Body::Memory(Vec::new()),
+            checksum: crc32fast::Hasher::new(),
             memory_limit,
             directory,
+            sealed: None,
+            mark: None,
         }
     }
 
@@ -120,6 +147,7 @@ impl Spool {
                 begin
             }
         };
+        self.checksum.update(data);
         let end = begin + data.len() as u64;
         let section = &mut self.sections[section.0];
         section.rows += rows;
@@ -146,14 +174,158 @@ impl Spool {
             return Ok(());
         };
         let directory = self.directory.clone();
-        let file = blocking(move || tempfile::tempfile_in(directory)).await;
-        let file = file.map_err(|source| failure("make", &self.directory, source))?;
-        let mut log = Log { file: Arc::new(file), written: 0, gathered: std::mem::take(memory) };
+        let made = blocking(move || unsealed(&directory)).await;
+        let (file, path) = made.map_err(|source| failure("make", &self.directory, source))?;
+        let (file, path) = (Arc::new(file), Some(path));
+        let mut log = Log { file, path, written: 0, gathered: std::mem::take(memory) };
         let written = log.write().await;
         // It has the room of all that was in memory.
         log.gathered = Vec::new();
         self.body = Body::File(log);
         written.map_err(|source| failure("write", &self.directory, source))
+    }
+
+    /// Makes it the file `to_file`, all of it or nothing. What is in memory stays there, too. `index` is without the
+    /// tables.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub async fn seal(&mut self, to_file: PathBuf, mut index: Index) -> Result<(), SpoolError> {
+        self.finish().await?;
+        index.errors.clone_from(&self.errors);
+        index.tables = self.parts().into_iter().map(Rows::from).collect();
+        let rows = self.length();
+        let tail = file::tail(&index, rows, self.checksum.clone().finalize());
+        let tail = tail.map_err(|damage| failure("write", &self.directory, io::Error::other(damage)))?;
+        let mark_at = rows + (tail.len() - MARK_BYTES) as u64;
+        let sealed = match &mut self.body {
+            Body::Memory(memory) => {
+                let (directory, rows) = (self.directory.clone(), std::mem::take(memory));
+                let work = move || {
+                    let sealed = unsealed(&directory).and_then(|(file, path)| {
+                        file.write_all_at(&rows, 0)?;
+                        file.write_all_at(&tail, rows.len() as u64)?;
+                        path.persist(to_file)?;
+                        Ok(Arc::new(file))
+                    });
+                    Ok((rows, sealed))
+                };
+                match blocking(work).await {
+                    Ok((rows, sealed)) => {
+                        *memory = rows;
+                        sealed
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            Body::File(log) => {
+                log.gathered.extend_from_slice(&tail);
+                log.seal(to_file).await
+            }
+        };
+        let file = sealed.map_err(|source| failure("write", &self.directory, source))?;
+        self.sealed = Some(Sealed { file, mark_at, is_durable: false });
+        Ok(())
+    }
+
+    /// Reads the file that a spool was sealed to.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub async fn open(path: PathBuf) -> Result<(Index, Self), Damage> {
+        let directory = path.parent().map(Path::to_owned).unwrap_or_default();
+        let (file, contents) = spawn_blocking(move || {
+            let file = File::options().read(true).write(true).open(path)?;
+            let contents = file::read(&file)?;
+            Ok::<_, Damage>((Arc::new(file), contents))
+        })
+        .await
+        .map_err(io::Error::other)??;
+        let Contents { index, rows, mark } = contents;
+        let mark_at = file.metadata()?.len() - MARK_BYTES as u64;
+        let section = |table: &Rows| Section {
+            target: table.target(),
+            pieces: table.pieces.iter().map(|(begin, end)| *begin..*end).collect(),
+            rows: table.rows,
+        };
+        let spool = Self {
+            errors: index.errors.clone(),
+            time: index.time.clone(),
+            sections: index.tables.iter().map(section).collect(),
+            body: Body::File(Log {
+                file: Arc::clone(&file),
+                path: None,
+                written: rows,
+                gathered: Vec::new(),
+            }),
+            checksum: crc32fast::Hasher::new(),
+            memory_limit: 0,
+            directory,
+            sealed: Some(Sealed { file, mark_at, is_durable: true }),
+            mark,
+        };
+        Ok((index, spool))
+    }
+
+    /// The transaction that was about to store it.
+    pub fn mark(&self) -> Option<Mark> {
+        self.mark
+    }
+
+    /// Notes the transaction that is about to store it, where whoever comes after us finds it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub async fn set_mark(&mut self, mark: Mark) -> Result<(), SpoolError> {
+        self.mark = Some(mark);
+        let Some(sealed) = &self.sealed else { return Ok(()) };
+        let (file, at, is_durable) = (Arc::clone(&sealed.file), sealed.mark_at, sealed.is_durable);
+        let write = move || {
+            file.write_all_at(&mark.to_bytes(), at)?;
+            if is_durable { file.sync_data() } else { Ok(()) }
+        };
+        blocking(write).await.map_err(|source| failure("write", &self.directory, source))
+    }
+
+    /// Frees the memory, for a wait: what is in it is in the file.
+    ///
+    /// # Errors
+    /// When it is in no file yet, and that cannot be written.
+    pub async fn release(&mut self) -> Result<(), SpoolError> {
+        match (&self.body, &self.sealed) {
+            (Body::Memory(_), Some(sealed)) => {
+                let (file, written) = (Arc::clone(&sealed.file), self.length());
+                self.body = Body::File(Log { file, path: None, written, gathered: Vec::new() });
+                Ok(())
+            }
+            _ => {
+                self.move_to_file().await?;
+                self.finish().await
+            }
+        }
+    }
+
+    /// Lets its file survive that the machine loses its power.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub async fn sync(&mut self) -> Result<(), SpoolError> {
+        let Some(sealed) = &mut self.sealed else { return Ok(()) };
+        let (file, directory) = (Arc::clone(&sealed.file), self.directory.clone());
+        let sync = move || {
+            file.sync_all()?;
+            File::open(directory)?.sync_all()
+        };
+        blocking(sync).await.map_err(|source| failure("write", &self.directory, source))?;
+        sealed.is_durable = true;
+        Ok(())
+    }
+
+    fn length(&self) -> u64 {
+        match &self.body {
+            Body::Memory(memory) => memory.len() as u64,
+            Body::File(log) => log.written + log.gathered.len() as u64,
+        }
     }
 
     /// Ends the writing.
@@ -255,7 +427,31 @@ impl Part {
     }
 }
 
+impl From<Part> for Rows {
+    fn from(part: Part) -> Self {
+        Self {
+            schema: part.target.schema,
+            table: part.target.name,
+            rows: part.rows,
+            pieces: part.pieces.into_iter().map(|piece| (piece.start, piece.end)).collect(),
+        }
+    }
+}
+
 impl Log {
+    /// Writes what was gathered and gives the file its name.
+    async fn seal(&mut self, to: PathBuf) -> io::Result<Arc<File>> {
+        let rows = self.written;
+        let written = self.write().await;
+        // What was gathered were not rows.
+        self.written = rows;
+        written?;
+        if let Some(path) = self.path.take() {
+            blocking(move || Ok(path.persist(to)?)).await?;
+        }
+        Ok(Arc::clone(&self.file))
+    }
+
     /// Writes what was gathered.
     async fn write(&mut self) -> io::Result<()> {
         if self.gathered.is_empty() {
@@ -271,6 +467,12 @@ impl Log {
         self.gathered = blocking(write).await?;
         Ok(())
     }
+}
+
+/// A file that is removed when it is not sealed, by us or, after a `kill -9`, by whoever comes next.
+fn unsealed(directory: &Path) -> io::Result<(File, TempPath)> {
+    let made = tempfile::Builder::new().prefix(UNSEALED_PREFIX).tempfile_in(directory)?;
+    Ok(made.into_parts())
 }
 
 /// Does what may wait for the disk where it holds nobody up.

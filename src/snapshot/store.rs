@@ -7,9 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{CopyInSink, Error};
 
+use super::file::Mark;
 use super::spool::{Part, Spool, SpoolError};
+use crate::config::Timeouts;
 use crate::postgres::extension::{Powa, Table, in_schema};
 use crate::postgres::repository::Object;
 use crate::postgres::session::ends_connection;
@@ -28,6 +31,16 @@ pub enum StoreError {
     Refused { table: Table, source: Error },
     #[error("the repository takes no changes: it is a standby or read-only")]
     ReadOnly,
+    /// It waits for another repository than this one.
+    #[error("it is for the repository {expected}, and not for {found}")]
+    OtherRepository { expected: String, found: String },
+    #[error("another snapshot of server {0} is being stored")]
+    Busy(ServerId),
+    /// Whether an earlier attempt has stored it is not settled yet.
+    #[error("the transaction of an earlier attempt is still in progress")]
+    InDoubt,
+    #[error("store in the repository: no answer within {} s", .0.as_secs())]
+    NoAnswer(Duration),
     #[error("store in the repository: not done within {} s", .0.as_secs())]
     Deadline(Duration),
     #[error(transparent)]
@@ -39,6 +52,40 @@ pub enum StoreError {
 pub struct Stored {
     /// Errors that `powa_take_snapshot` met and wrote down.
     pub errors: i32,
+    /// Whether an earlier attempt had stored it, whose answer was lost.
+    pub was_there: bool,
+}
+
+/// What is stored, besides the rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    pub powa: &'a Powa,
+    pub server: ServerId,
+    /// The repository that it is for.
+    pub repository: &'a str,
+    pub application_name: &'a str,
+}
+
+impl StoreError {
+    /// Whether it says nothing of the snapshot, but of the repository as it is now: the same may succeed later.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Connection(error) | Self::TakeSnapshot { source: error, .. } => {
+                ends_connection(error) || is_passing(error)
+            }
+            Self::ReadOnly | Self::Busy(_) | Self::InDoubt | Self::NoAnswer(_) | Self::Deadline(_) => true,
+            Self::Refused { .. } | Self::OtherRepository { .. } | Self::Spool(_) => false,
+        }
+    }
+}
+
+/// Whether the server lacks something just now: room on its disk, memory, its peace.
+fn is_passing(error: &Error) -> bool {
+    const CLASSES: [&str; 4] = ["40", "53", "57", "58"];
+    error.as_db_error().is_some_and(|told| {
+        let code = told.code().code();
+        CLASSES.iter().any(|class| code.starts_with(class))
+    })
 }
 
 /// Stores a snapshot. Gives the connection back, for what follows.
@@ -47,20 +94,19 @@ pub struct Stored {
 /// When the snapshot is not stored. The connection then goes back by itself, if it is good for another.
 pub async fn store(
     mut client: Object,
-    powa: &Powa,
-    server: ServerId,
-    application_name: &str,
+    subject: Subject<'_>,
     spool: &mut Spool,
-    deadline: Duration,
+    timeouts: Timeouts,
 ) -> Result<(Stored, Object), StoreError> {
-    let storing = transaction(&mut client, powa, server, application_name, spool);
+    let deadline = timeouts.store;
+    let storing = transaction(&mut client, subject, spool, timeouts.query);
     let error = match timeout(deadline, storing).await {
         Ok(Ok(stored)) => return Ok((stored, client)),
         Ok(Err(error)) => error,
         Err(_) => StoreError::Deadline(deadline),
     };
     let is_clean = match &error {
-        StoreError::TakeSnapshot { .. } => {
+        StoreError::TakeSnapshot { .. } | StoreError::Busy(_) => {
             matches!(timeout(deadline, client.batch_execute("ROLLBACK")).await, Ok(Ok(())))
         }
         _ => false,
@@ -74,28 +120,50 @@ pub async fn store(
 
 async fn transaction(
     client: &mut Object,
-    powa: &Powa,
-    server: ServerId,
-    application_name: &str,
+    subject: Subject<'_>,
     spool: &mut Spool,
+    first_answer: Duration,
 ) -> Result<Stored, StoreError> {
-    if name_session(client, application_name).await? == Access::ReadOnly {
+    let Subject { powa, server, repository, application_name } = subject;
+    // One that does not even answer this is not waited for as long as a store may take.
+    let session = match timeout(first_answer, name_session(client, application_name)).await {
+        Ok(session) => session?,
+        Err(_) => return Err(StoreError::NoAnswer(first_answer)),
+    };
+    if session.is_read_only {
         return Err(StoreError::ReadOnly);
     }
+    if session.repository != repository {
+        let (expected, found) = (repository.to_owned(), session.repository);
+        return Err(StoreError::OtherRepository { expected, found });
+    }
+    if let Some(mark) = spool.mark() {
+        if was_stored(client, powa, server, mark).await? {
+            return Ok(Stored { errors: 0, was_there: true });
+        }
+    }
     client.batch_execute("BEGIN").await?;
+    let statement = in_schema(include_str!("../../sql/repository/lock_server.sql"), &powa.schema);
+    let statement = client.prepare_cached(&statement).await?;
+    if let Err(error) = client.query_opt(&statement, &[&server.0]).await {
+        let is_busy = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
+        return Err(if is_busy { StoreError::Busy(server) } else { error.into() });
+    }
     let mut targets = Vec::new();
     for part in spool.parts() {
         let target = part.target.quoted();
         match copy(client, part, spool).await {
             Ok(()) => targets.push(target),
-            Err(StoreError::Connection(error)) if !ends_connection(&error) && !client.is_closed() => {
+            Err(StoreError::Connection(error))
+                if !ends_connection(&error) && !is_passing(&error) && !client.is_closed() =>
+            {
                 client.batch_execute("ROLLBACK TO SAVEPOINT datasource").await?;
                 spool.errors.push(format!("{target}: {}", causes(&error)));
             }
             Err(error) => return Err(error),
         }
     }
-    let statement = in_schema("SELECT {powa}.powa_take_snapshot($1)", &powa.schema);
+    let statement = in_schema(include_str!("../../sql/repository/take_snapshot.sql"), &powa.schema);
     let statement = client.prepare_cached(&statement).await?;
     let row = client.query_one(&statement, &[&server.0]).await.map_err(|source| {
         if ends_connection(&source) {
@@ -105,7 +173,8 @@ async fn transaction(
         }
     })?;
     // What PoWA could not take over would stay for good, more of it with each snapshot.
-    if row.get::<_, i32>(0) > 0 {
+    let errors: i32 = row.get("errors");
+    if errors > 0 {
         for target in &targets {
             client.execute(&format!("DELETE FROM {target} WHERE srvid = $1"), &[&server.0]).await?;
         }
@@ -116,8 +185,29 @@ async fn transaction(
     }
     // powa_take_snapshot leaves a name of its own. Who sees the snapshot sees the right name again.
     name_session(client, application_name).await?;
+    // If its answer does not reach us, this tells afterwards what has become of it.
+    let sequence = row.get::<_, Option<i64>>("sequence").unwrap_or_default();
+    spool.set_mark(Mark { transaction: row.get("transaction"), sequence }).await?;
     client.batch_execute("COMMIT").await?;
-    Ok(Stored { errors: row.get(0) })
+    Ok(Stored { errors, was_there: false })
+}
+
+/// Whether the transaction that was about to store a snapshot has done so. When it is so long ago that the server no
+/// longer knows, or unknown to a server that has taken over, the number of snapshots tells.
+async fn was_stored(client: &Object, powa: &Powa, server: ServerId, mark: Mark) -> Result<bool, StoreError> {
+    let statement = in_schema(include_str!("../../sql/repository/earlier_store.sql"), &powa.schema);
+    let row = match client.query_one(&statement, &[&server.0, &mark.transaction, &mark.sequence]).await {
+        Ok(row) => row,
+        // This server has not had as many transactions: it is not the one that began it, and did not receive it.
+        Err(error) if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    let is_later = row.get::<_, Option<bool>>("is_later").unwrap_or(false);
+    match row.get::<_, Option<&str>>("state") {
+        Some("in progress") => Err(StoreError::InDoubt),
+        Some("aborted") => Ok(false),
+        _ => Ok(is_later),
+    }
 }
 
 /// Copies the rows of one table, behind a savepoint to return to when that fails.
@@ -164,20 +254,21 @@ pub async fn record_failure(
     Ok(())
 }
 
-/// What a session lets one do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    ReadWrite,
-    ReadOnly,
+/// What a session is with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Whether it takes no changes: a server may have become a standby, or read-only, since the session began.
+    pub is_read_only: bool,
+    /// The repository, as it names itself: the cluster's own number and the database.
+    pub repository: String,
 }
 
-/// Gives a pooled session the name of who uses it now, and says what it lets one do: a server may have become a standby,
-/// or read-only, since the session began.
+/// Gives a pooled session the name of who uses it now, and says what it is with.
 ///
 /// # Errors
 /// Those of the connection.
-pub async fn name_session(client: &Object, application_name: &str) -> Result<Access, Error> {
+pub async fn name_session(client: &Object, application_name: &str) -> Result<Place, Error> {
     let statement = client.prepare_cached(include_str!("../../sql/repository/name_session.sql")).await?;
     let row = client.query_one(&statement, &[&application_name]).await?;
-    Ok(if row.get("is_read_only") { Access::ReadOnly } else { Access::ReadWrite })
+    Ok(Place { is_read_only: row.get("is_read_only"), repository: row.get("repository") })
 }

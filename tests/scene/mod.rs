@@ -291,6 +291,50 @@ impl Scene {
         }
     }
 
+    /// A datasource of so many rows, each with the time of its snapshot: what [`Scene::account`] counts.
+    pub async fn add_marked(&self, rows: i64) {
+        let query = format!("SELECT now(), number FROM generate_series(1, {rows}) AS number");
+        self.add_datasource("marked", "ts timestamptz, number integer", &query, None).await;
+    }
+
+    /// The same for all servers that are registered by now.
+    pub async fn share_marked(&self) {
+        if self.is_powa5() {
+            self.run(
+                "INSERT INTO {powa}.powa_extension_config (srvid, extname)
+                 SELECT id, 'plpgsql' FROM {powa}.powa_servers WHERE id > 0 ON CONFLICT DO NOTHING",
+            )
+            .await;
+        } else {
+            self.run(
+                "INSERT INTO {powa}.powa_functions
+                 (srvid, module, operation, function_name, query_source, query_cleanup)
+                 SELECT s.id, f.module, f.operation, f.function_name, f.query_source, f.query_cleanup
+                 FROM {powa}.powa_functions AS f, {powa}.powa_servers AS s
+                 WHERE f.function_name = 'test_marked_snapshot' AND s.id > 0 AND s.id <> f.srvid",
+            )
+            .await;
+        }
+    }
+
+    /// Every snapshot that the repository counts is there, whole and once. Gives how many there are.
+    pub async fn account(&self, rows: i64, log: &str) -> i64 {
+        let odd = format!(
+            "SELECT count(*) FROM (SELECT FROM {{powa}}.test_marked_history GROUP BY srvid, ts HAVING count(*) <> {rows} \
+             OR count(DISTINCT number) <> {rows}) AS odd"
+        );
+        assert_eq!(
+            0,
+            self.one::<i64>(&odd, &[]).await,
+            "snapshots that are not whole, or stored twice\n{log}"
+        );
+        let times = self.one("SELECT count(DISTINCT (srvid, ts)) FROM {powa}.test_marked_history", &[]).await;
+        let counted = "SELECT sum(coalesce_seq - 1)::bigint FROM {powa}.powa_snapshot_metas WHERE srvid > 0";
+        assert_eq!(self.one::<i64>(counted, &[]).await, times, "snapshots without rows\n{log}");
+        assert_eq!(Vec::<String>::new(), self.leftovers().await, "{log}");
+        times
+    }
+
     pub async fn execute(&self, statement: &str, parameters: &[&(dyn ToSql + Sync)]) {
         let statement = self.sql(statement);
         self.repository
@@ -319,7 +363,7 @@ pub async fn flush_statistics(client: &Client) {
     run(client, "SELECT pg_stat_force_next_flush()").await;
 }
 
-fn merge(into: &mut Value, extra: Value) {
+pub fn merge(into: &mut Value, extra: Value) {
     match (into, extra) {
         (Value::Object(into), Value::Object(extra)) => {
             for (key, value) in extra {

@@ -43,6 +43,15 @@ impl Fault {
         [Fault::Cut, Fault::Reset, Fault::Stall, Fault::Truncate, Fault::Half, Fault::Delay];
 }
 
+/// What a fault waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum When {
+    /// The message with this number.
+    Number(usize),
+    /// The answer that a command is complete, by the command's tag.
+    Complete(&'static str),
+}
+
 pub struct Proxy {
     pub port: u16,
     line: Arc<Line>,
@@ -53,7 +62,7 @@ pub struct Proxy {
 struct Line {
     /// Messages so far, in both directions of all connections; of several of one kind in a row the first.
     count: AtomicUsize,
-    armed: Mutex<Option<(usize, Fault)>>,
+    armed: Mutex<Option<(When, Fault)>>,
     /// How many faults there have been.
     fired: watch::Sender<usize>,
 }
@@ -90,8 +99,13 @@ impl Proxy {
 
     /// Lets the message with this number from now on, beginning with 0, go wrong.
     pub fn arm(&self, number: usize, fault: Fault) {
-        *self.line.armed.lock().expect("no panic") = Some((number, fault));
+        *self.line.armed.lock().expect("no panic") = Some((When::Number(number), fault));
         self.line.count.store(0, Ordering::SeqCst);
+    }
+
+    /// Lets the next answer go wrong that says that such a command is complete: `COMMIT`.
+    pub fn arm_answer(&self, tag: &'static str, fault: Fault) {
+        *self.line.armed.lock().expect("no panic") = Some((When::Complete(tag), fault));
     }
 
     /// Lets nothing go wrong any more. True when something would have.
@@ -113,10 +127,15 @@ impl Drop for Proxy {
 
 impl Line {
     /// Counts a message. Gives what is to happen to it.
-    fn step(&self) -> Option<Fault> {
+    fn step(&self, message: &[u8]) -> Option<Fault> {
         let number = self.count.fetch_add(1, Ordering::SeqCst);
         let mut armed = self.armed.lock().expect("no panic");
-        let (_, fault) = armed.take_if(|(at, _)| *at == number)?;
+        let (_, fault) = armed.take_if(|(when, _)| match when {
+            When::Number(at) => *at == number,
+            When::Complete(tag) => {
+                message[0] == b'C' && message[5..].strip_suffix(b"\0") == Some(tag.as_bytes())
+            }
+        })?;
         self.fired.send_modify(|fired| *fired += 1);
         Some(fault)
     }
@@ -203,7 +222,7 @@ async fn pump(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, line: &Line) ->
         let is_counted = kind != before || !SERIAL.contains(&kind);
         before = kind;
         let half = message.len() / 2;
-        match if is_counted { line.step() } else { None } {
+        match if is_counted { line.step(&message) } else { None } {
             Some(Fault::Cut) => return Ok(End::Closed),
             Some(Fault::Reset) => return Ok(End::Reset),
             Some(Fault::Stall) => return Ok(End::Stalled),

@@ -328,8 +328,13 @@ impl ConnInfo {
 
     /// `user@host:port/database`, for people: without the password.
     pub fn describe(&self) -> String {
+        format!("{}@{}", self.user, self.place())
+    }
+
+    /// The same, whoever connects.
+    pub fn place(&self) -> String {
         let places: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
-        format!("{}@{}/{}", self.user, places.join(","), self.dbname)
+        format!("{}/{}", places.join(","), self.dbname)
     }
 }
 
