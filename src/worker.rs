@@ -383,16 +383,15 @@ impl Worker {
         self.back_off(State::NoRemote);
     }
 
-    /// Does what is due: stores what waits, finds its place in the schedule, connects, looks at versions, takes a
+    /// Does what is due: finds its place in the schedule, stores what waits, connects, looks at versions, takes a
     /// snapshot.
     async fn act(&mut self, job: &mut Job, taking: &AtomicBool) -> Option<Exit> {
-        if self.storing.at.is_some_and(|at| at <= Instant::now()) {
-            self.store(None).await;
-        }
-        if self.stop.is_cancelled() || self.not_before > Instant::now() {
-            return None;
-        }
+        // In this order: what waits becomes the repository's last snapshot, but the last one that was taken is older.
         if self.schedule.is_none() {
+            if self.not_before > Instant::now() {
+                self.storing.at = self.storing.at.map(|at| at.max(self.not_before));
+                return None;
+            }
             let stop = self.stop.clone();
             let subject = self.assignment.subject();
             match stop.run_until_cancelled(subject.last_snapshot()).await? {
@@ -410,6 +409,12 @@ impl Worker {
                     return None;
                 }
             }
+        }
+        if self.storing.at.is_some_and(|at| at <= Instant::now()) {
+            self.store(None).await;
+        }
+        if self.stop.is_cancelled() || self.not_before > Instant::now() {
+            return None;
         }
         if self.remote.is_none() {
             self.connect().await;
