@@ -20,7 +20,8 @@ fuzz_target!(|text: &str| {
     if let Ok(Request::RefreshCatalogs(_, Refresh::Named(names))) = &request {
         assert!(names.iter().all(|name| text.contains(name)));
     }
-    let errors = request.err().into_iter().chain([Answer::Ok(text.to_owned()), Answer::Error(text.to_owned())]);
+    let errors =
+        request.err().into_iter().chain([Answer::Ok(text.to_owned()), Answer::Error(text.to_owned())]);
     for payload in errors.flat_map(|answer| answer.payloads(&command)) {
         assert!(payload.len() < LIMIT, "{} bytes", payload.len());
         assert!(payload.starts_with(&command) || command.len() > LIMIT / 2);
