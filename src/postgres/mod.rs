@@ -1,7 +1,7 @@
 //! Everything that is PostgreSQL's and not PoWA's snapshots: where to connect, how to open a session, what
 //! the server at the other end is, and how names are put into a statement.
 //!
-//! The way of a connection: [`conninfo`] (what is wanted) → [`dial`] (which host, which password; [`socket`], [`tls`], [`login`])
+//! The way of a connection: [`conninfo`] (what is wanted) → [`dial`] (which host, which password; [`socket`], [`gather`], [`tls`], [`login`])
 //! → [`session`] (its settings, and what the server is) → [`repository`], where several are kept.
 
 pub mod advice;
@@ -9,6 +9,7 @@ pub mod conninfo;
 pub mod dial;
 pub mod extension;
 pub mod failure;
+pub mod gather;
 pub mod login;
 pub mod password_command;
 pub mod repository;

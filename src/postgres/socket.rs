@@ -15,6 +15,7 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use super::conninfo::ConnInfo;
 use super::conninfo::values::{Host, Keepalive, SslMode, SslNegotiation};
 use super::failure::DialError;
+use super::gather::Gather;
 use super::login::Duplex;
 use super::tls::{self, TlsError};
 
@@ -69,7 +70,7 @@ pub async fn open(
     address: &Address,
     with_tls: bool,
 ) -> Result<Opened, DialError> {
-    let plain = |stream| Opened { stream, is_encrypted: false, channel_binding: None };
+    let plain = |stream: Box<dyn Duplex>| Opened { stream, is_encrypted: false, channel_binding: None };
     let address = match address {
         Address::Tcp(address) => address,
         Address::Unix(address) => {
@@ -84,14 +85,14 @@ pub async fn open(
     let mut stream = TcpStream::connect(address).await.map_err(DialError::Connect)?;
     keep_alive(&stream, &conninfo.keepalive).map_err(DialError::Connect)?;
     if !with_tls {
-        return Ok(plain(Box::new(stream)));
+        return Ok(plain(Box::new(Gather::new(stream))));
     }
     if conninfo.tls.negotiation == SslNegotiation::Postgres {
         stream.write_all(&TLS_REQUEST).await.map_err(DialError::Connect)?;
         match stream.read_u8().await.map_err(DialError::Connect)? {
             b'S' => {}
             // Without TLS, this same connection serves. With `allow`, that has been tried.
-            b'N' if conninfo.tls.mode == SslMode::Prefer => return Ok(plain(Box::new(stream))),
+            b'N' if conninfo.tls.mode == SslMode::Prefer => return Ok(plain(Box::new(Gather::new(stream)))),
             b'N' => return Err(TlsError::Refused(conninfo.tls.mode).into()),
             answer => return Err(TlsError::Answer(answer).into()),
         }
@@ -100,7 +101,7 @@ pub async fn open(
             return Err(TlsError::Early.into());
         }
     }
-    let secured = tls::secure(stream, host, &conninfo.tls).await?;
+    let secured = tls::secure(Gather::new(stream), host, &conninfo.tls).await?;
     Ok(Opened {
         stream: Box::new(secured.stream),
         is_encrypted: true,
