@@ -142,7 +142,7 @@ async fn check_repository(
     };
     let looking = async {
         check_grants(&client, &powa, conninfo, findings).await?;
-        server::list(&client, &powa.schema).await
+        server::list(&client, &powa.schema).await.map(|servers| servers.collected)
     };
     match timeout(timeouts.query, looking).await {
         Ok(Ok(servers)) if servers.is_empty() => {

@@ -1,12 +1,14 @@
 //! The dispatcher: one task that owns all state. Signals, control messages, freshly read configurations and
 //! the ends of workers reach it as events. It never waits for a server itself.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::{Id, JoinError, JoinHandle};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -16,12 +18,12 @@ use crate::control::protocol::{Answer, Request};
 use crate::fleet::{Fleet, Means, Untold};
 use crate::postgres::repository::Repository;
 use crate::schedule;
-use crate::server::{Server, ServerId};
+use crate::server::{ServerId, Servers};
 use crate::signals::Signal;
-use crate::snapshot::backlog::Backlog;
+use crate::snapshot::folders::Folders;
 use crate::snapshot::{self, SnapshotError};
 use crate::telemetry::Verbosity;
-use crate::worker::Command;
+use crate::worker::{Command, Exit};
 
 /// How the collector ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +47,7 @@ pub async fn run(
     loop {
         let (refresh, end) = (collector.next_refresh, collector.end());
         let restart = collector.fleet.next_restart().unwrap_or_else(far_future);
+        let opening = collector.folders.next_try().unwrap_or_else(far_future);
         tokio::select! {
             signal = signals.next() => match signal {
                 Some(Signal::Reload) if !collector.is_stopping() => {
@@ -60,8 +63,9 @@ pub async fn run(
             },
             Some(incoming) = requests.recv() => collector.handle(incoming),
             Some(reading) = readings.recv() => collector.apply(reading),
-            Some(ended) = collector.fleet.tasks.join_next_with_id() => collector.fleet.reap(ended),
+            Some(ended) = collector.fleet.tasks.join_next_with_id() => collector.reap(ended),
             () = sleep_until(restart) => collector.fleet.restart(),
+            () = sleep_until(opening), if !collector.is_stopping() => collector.open_backlog(false),
             () = sleep_until(refresh) => collector.read_again(Reason::Time, None),
             () = sleep_until(end) => {
                 collector.farewell();
@@ -88,7 +92,8 @@ struct Reading {
     loaded: Result<Loaded, ConfigurationError>,
     /// The repository that the servers were read from.
     repository: Repository,
-    servers: Result<Vec<Server>, SnapshotError>,
+    /// With the repository's own name.
+    servers: Result<(Servers, String), SnapshotError>,
 }
 
 struct Collector {
@@ -110,6 +115,9 @@ struct Collector {
     /// How many reads of the servers have failed in a row.
     failed_reads: u32,
 
+    folders: Folders,
+    /// What removes snapshots of servers that were removed.
+    clearing: Option<JoinHandle<()>>,
     fleet: Fleet,
     /// When a stop ends, whoever is still at work.
     deadline: Option<Instant>,
@@ -127,7 +135,8 @@ impl Collector {
         incoming: mpsc::Sender<Incoming>,
         read: mpsc::Sender<Reading>,
     ) -> Self {
-        let backlog = backlog(&configuration);
+        let mut folders = Folders::default();
+        let backlog = folders.open(&configuration);
         let means = Means::new(&configuration, repository(&configuration), backlog);
         let mut collector = Self {
             file,
@@ -142,6 +151,8 @@ impl Collector {
             waiting_next: Vec::new(),
             next_refresh: far_future(),
             failed_reads: 0,
+            folders,
+            clearing: None,
             fleet: Fleet::new(means),
             deadline: None,
         };
@@ -170,7 +181,10 @@ impl Collector {
     fn handle(&mut self, incoming: Incoming) {
         match incoming {
             Incoming::Listening if self.is_stopping() => {}
-            Incoming::Listening => self.read_again(Reason::Listening, None),
+            Incoming::Listening => {
+                self.fleet.repository().note_back();
+                self.read_again(Reason::Listening, None);
+            }
             Incoming::Request { request, answer } => self.serve(request, answer),
         }
     }
@@ -252,9 +266,10 @@ impl Collector {
             }
         }
         match reading.servers {
-            Ok(servers) if !self.is_stopping() => {
+            Ok((servers, repository)) if !self.is_stopping() => {
                 self.failed_reads = 0;
-                self.fleet.reconcile(servers, reading.reason == Reason::Asked);
+                self.fleet.reconcile(servers.collected, reading.reason == Reason::Asked);
+                self.clear(&servers.registered, repository);
             }
             Ok(_) => {}
             Err(error) => {
@@ -293,6 +308,9 @@ impl Collector {
         }
         let differences = config::differences(&self.configuration, &new);
         if differences.is_empty() {
+            if reason == Reason::Asked {
+                self.open_backlog(true);
+            }
             return;
         }
         for difference in differences {
@@ -307,13 +325,48 @@ impl Collector {
         }
         let is_elsewhere = old.repository.place() != new.repository.place()
             || old.settings.spool_directory != new.settings.spool_directory;
-        let backlog = if is_elsewhere { backlog(&new) } else { self.fleet.backlog() };
-        if let Some(backlog) = &backlog {
-            backlog.set_max_bytes(new.settings.spool_max_bytes);
-        }
+        let backlog = match self.fleet.backlog() {
+            _ if is_elsewhere => self.folders.open(&new),
+            None => self.folders.try_again(&new, reason == Reason::Asked),
+            Some(backlog) => {
+                backlog.set_max_bytes(new.settings.spool_max_bytes);
+                Some(backlog)
+            }
+        };
         self.fleet.equip(Means::new(&new, repository, backlog));
         if old.differs_in_repository(&new) || old.settings.timeouts != new.settings.timeouts {
             self.listen();
+        }
+    }
+
+    /// Removes what waits for servers that are not there any more.
+    fn clear(&mut self, registered: &BTreeSet<ServerId>, repository: String) {
+        let Some(backlog) = self.fleet.backlog() else { return };
+        let mut servers = snapshot::removed::servers(&backlog.servers(), registered);
+        // A store in progress is waited for.
+        servers.retain(|server| !self.fleet.has_worker(*server));
+        if !servers.is_empty() && self.clearing.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.clearing = Some(tokio::spawn(snapshot::removed::clear(backlog, repository, servers)));
+        }
+    }
+
+    fn reap(&mut self, ended: Result<(Id, Exit), JoinError>) {
+        let stopped = self.fleet.reap(ended);
+        let waits = |server| self.fleet.backlog().is_some_and(|backlog| backlog.of(server).0 > 0);
+        if stopped.is_some_and(waits) {
+            // Only the repository knows whether the server was removed.
+            self.read_again(Reason::Time, None);
+        }
+    }
+
+    /// Tries again to find a place where snapshots can wait, if there is none.
+    fn open_backlog(&mut self, is_asked: bool) {
+        if self.fleet.backlog().is_none() {
+            let backlog = self.folders.try_again(&self.configuration, is_asked);
+            if backlog.is_some() {
+                let repository = self.fleet.repository().clone();
+                self.fleet.equip(Means::new(&self.configuration, repository, backlog));
+            }
         }
     }
 
@@ -355,19 +408,6 @@ fn repository(configuration: &Configuration) -> Repository {
         configuration.settings.max_connections,
         configuration.settings.timeouts.connect,
     )
-}
-
-/// Where snapshots wait for the repository.
-fn backlog(configuration: &Configuration) -> Option<Arc<Backlog>> {
-    let settings = &configuration.settings;
-    let place = configuration.repository.place();
-    match Backlog::open(&settings.spool_directory, &place, settings.spool_max_bytes) {
-        Ok(backlog) => Some(Arc::new(backlog)),
-        Err(error) => {
-            tracing::error!("snapshots will not wait while the repository is away, but be lost: {error}");
-            None
-        }
-    }
 }
 
 fn not_found(server: ServerId) -> Answer {

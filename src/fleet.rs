@@ -150,6 +150,11 @@ impl Fleet {
         self.means.backlog.clone()
     }
 
+    /// Whether there is a worker for a server, be it one that is stopping.
+    pub fn has_worker(&self, server: ServerId) -> bool {
+        self.workers.contains_key(&server)
+    }
+
     /// Whether nobody is at work any more.
     pub fn is_empty(&self) -> bool {
         self.workers.is_empty()
@@ -274,14 +279,14 @@ impl Fleet {
             .insert(id, Worker { server, commands, state, stop, life: Life::Working, started, faults: 0 });
     }
 
-    /// Notes the end of a worker.
-    pub fn reap(&mut self, ended: Result<(Id, Exit), JoinError>) {
+    /// Notes the end of a worker. Gives the server that it has stopped for.
+    pub fn reap(&mut self, ended: Result<(Id, Exit), JoinError>) -> Option<ServerId> {
         let (task, fault) = match ended {
             Ok((task, _)) => (task, None),
             Err(error) => (error.id(), Some(error)),
         };
-        let Some(id) = self.task_ids.remove(&task) else { return };
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let id = self.task_ids.remove(&task)?;
+        let worker = self.workers.get_mut(&id)?;
         if let Some(error) = &fault {
             let is_in_a_row = worker.started.elapsed() < STEADY;
             worker.faults = if is_in_a_row { worker.faults.saturating_add(1) } else { 1 };
@@ -296,7 +301,7 @@ impl Fleet {
         }
         if worker.life != Life::Stopping {
             worker.life = if fault.is_some() { Life::Failed } else { Life::Ended };
-            return;
+            return None;
         }
         self.workers.remove(&id);
         tracing::info!(srvid = %id, "the worker has stopped");
@@ -305,6 +310,7 @@ impl Fleet {
                 self.start(server);
             }
         }
+        Some(id)
     }
 
     /// When the next worker that has failed is to be started again.

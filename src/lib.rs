@@ -20,6 +20,8 @@
 //!   first answer is awaited; it ends with its last row.
 //! - [`snapshot::spool`]: what a fetch leaves, in memory while small and in a file when not.
 //! - [`snapshot::backlog`]: what was fetched and is not stored yet, a file each ([`snapshot::file`]). It outlasts us.
+//!   Each repository has a folder of its own ([`snapshot::folders`]); what waits for a server that was removed goes
+//!   ([`snapshot::removed`]).
 //! - [`snapshot::store`]: copies the rows in and calls `powa_take_snapshot`, in one transaction.
 //! - [`snapshot::vacuum`]: keeps the tables small that the rows have passed through.
 //!
@@ -38,7 +40,8 @@
 //!    worker is started again. That the repository is away is known to all as soon as one has found it out.
 //! 6. Every wait for the network has a deadline, and those that are repeated wait longer each time.
 //! 7. Values are parameters. A name becomes part of a statement in [`postgres::extension`] only.
-//! 8. Passwords are [`postgres::secret::Secret`]s, which cannot be printed. No error repeats what might be one.
+//! 8. Monitored servers leave the repository what it needs of files and connections ([`descriptors`]).
+//! 9. Passwords are [`postgres::secret::Secret`]s, which cannot be printed. No error repeats what might be one.
 //!
 //! # Which line belongs where
 //!
@@ -47,17 +50,19 @@
 //! [`check`] and [`once`] stand beside [`collector`]. SQL lives in `sql/`, a file a statement, unless it is a
 //! line, and is sent from [`control`], [`snapshot`], [`server`], [`check`] and [`postgres`] only. Connections
 //! are opened in [`postgres::session`] only, by way of [`postgres::dial`]; what is not ours to know, variables
-//! and files, is read in [`config`], [`postgres::conninfo`] and [`postgres::tls`] only; a program is run in
-//! [`postgres::password_command`] only. Tasks are spawned in [`collector`], [`fleet`], [`control::listener`] and
-//! [`postgres::session`] only, and the process ends in `main` only. [`control::protocol`], [`schedule`] and
-//! every parser are pure: time and dice are handed to them.
+//! and files, is read in [`config`], [`postgres::conninfo`] and [`postgres::tls`] only; what the system grants
+//! is settled in [`descriptors`] and [`memory`]; a program is run in [`postgres::password_command`] only. Tasks are spawned in
+//! [`collector`], [`fleet`], [`control::listener`] and [`postgres::session`] only, and the process ends in
+//! `main` only. [`control::protocol`], [`schedule`] and every parser are pure: time and dice are handed to them.
 
 pub mod check;
 pub mod cli;
 pub mod collector;
 pub mod config;
 pub mod control;
+pub mod descriptors;
 pub mod fleet;
+pub mod memory;
 pub mod once;
 pub mod postgres;
 pub mod schedule;

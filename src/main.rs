@@ -6,12 +6,13 @@ use anyhow::Context;
 use clap::Parser;
 use powa_collector::cli::{Arguments, Command};
 use powa_collector::collector::{self, Ending};
-use powa_collector::{check, config, once, signals, telemetry};
+use powa_collector::{check, config, descriptors, memory, once, signals, telemetry};
 
 /// The configuration cannot be used.
 const EXIT_CONFIGURATION: u8 = 2;
 
 fn main() -> ExitCode {
+    memory::set_up();
     let arguments = Arguments::parse();
     let verbosity = telemetry::start();
     let loaded = match config::load(arguments.config.as_deref()) {
@@ -27,6 +28,9 @@ fn main() -> ExitCode {
     }
     let configuration = loaded.configuration;
     verbosity.set_debug(configuration.debug);
+    if let Err(error) = descriptors::raise() {
+        tracing::warn!("the limit of open files stays as it is: {error}");
+    }
     // One thread for all workers: what they do is hand bytes on, and two would do that by waking each other.
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,

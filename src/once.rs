@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Configuration;
 use crate::fleet::Means;
 use crate::postgres::repository::Repository;
-use crate::server::{Server, ServerId};
+use crate::server::{Server, ServerId, Servers};
 use crate::snapshot::{self, SnapshotError, Taken};
 use crate::worker::Assignment;
 
@@ -21,7 +21,7 @@ pub async fn run(configuration: &Configuration, only: &[i32]) -> Result<bool, Sn
     let timeouts = settings.timeouts;
     let repository =
         Repository::new(configuration.repository.clone(), settings.max_connections, timeouts.connect);
-    let servers = snapshot::servers(&repository, timeouts.query).await?;
+    let (Servers { collected: servers, .. }, _) = snapshot::servers(&repository, timeouts.query).await?;
     let mut is_good = true;
     for id in only {
         if !servers.iter().any(|server| server.id == ServerId(*id)) {

@@ -1,5 +1,6 @@
 //! A monitored server: a row of `powa_servers`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -85,31 +86,42 @@ impl Server {
     }
 }
 
-/// The servers that are to be collected, by id.
+/// The servers of a repository.
+#[derive(Debug, Default)]
+pub struct Servers {
+    /// Those that are to be collected, by id.
+    pub collected: Vec<Server>,
+    /// All, those that are switched off too.
+    pub registered: BTreeSet<ServerId>,
+}
+
+/// Reads the servers.
 ///
 /// # Errors
 /// Those of the connection, and a missing grant on `powa_servers`.
-pub async fn list(client: &Client, schema: &str) -> Result<Vec<Server>, Error> {
+pub async fn list(client: &Client, schema: &str) -> Result<Servers, Error> {
     let statement = in_schema(include_str!("../sql/repository/servers.sql"), schema);
-    let rows = client.query(&statement, &[]).await?;
-    Ok(rows
-        .iter()
-        .map(|row| {
-            let frequency: i32 = row.get("frequency");
+    let mut servers = Servers::default();
+    for row in client.query(&statement, &[]).await? {
+        let id = ServerId(row.get("id"));
+        servers.registered.insert(id);
+        let frequency = u64::try_from(row.get::<_, i32>("frequency")).unwrap_or(0);
+        if frequency > 0 {
             let password: Option<String> = row.get("password");
-            Server {
-                id: ServerId(row.get("id")),
+            servers.collected.push(Server {
+                id,
                 hostname: row.get("hostname"),
                 port: row.get("port"),
                 username: row.get("username"),
                 password: password.map(Secret::new),
                 dbname: row.get("dbname"),
-                frequency: Duration::from_secs(u64::from(frequency.unsigned_abs())),
+                frequency: Duration::from_secs(frequency),
                 alias: row.get("alias"),
                 is_registered: row.get("is_registered"),
-            }
-        })
-        .collect())
+            });
+        }
+    }
+    Ok(servers)
 }
 
 #[cfg(test)]

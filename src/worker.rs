@@ -15,6 +15,7 @@ use tracing::Instrument;
 
 use self::wishes::{Job, Wishes};
 use crate::config::Settings;
+use crate::descriptors;
 use crate::postgres::conninfo::environment::Environment;
 use crate::postgres::conninfo::{ConnInfo, ConnInfoError, Given};
 use crate::postgres::repository::Repository;
@@ -144,6 +145,7 @@ impl Assignment {
         let conninfo = self.conninfo().map_err(|error| error.to_string())?;
         let name = application_name(SESSION_PREFIX, &self.name);
         let _turn = self.connects.wait(None).await;
+        descriptors::are_left(self.settings.descriptors_in_reserve()).map_err(|error| error.to_string())?;
         let opening = Box::pin(Remote::open(conninfo, name, self.settings.timeouts.connect));
         opening.await.map_err(|error| error.to_string())
     }
@@ -300,7 +302,16 @@ impl Worker {
     fn find_repository(&mut self) {
         self.storing.is_gone = false;
         self.storing.at = self.has_backlog().then(Instant::now);
-        self.state.send_replace(if self.remote.is_some() { State::Running } else { State::NoRemote });
+        self.state.send_replace(self.rest());
+    }
+
+    /// How it is while nothing is being tried.
+    fn rest(&self) -> State {
+        match &self.remote {
+            _ if self.storing.is_gone => State::NoRepository,
+            Some(_) => State::Running,
+            None => State::NoRemote,
+        }
     }
 
     fn is_due(&self, wishes: &Wishes, now: Instant) -> bool {
@@ -323,6 +334,8 @@ impl Worker {
         let is_elsewhere = !connects_alike || has_other_service || old.name != new.name;
         let has_other_repository =
             old.repository.conninfo().describe() != new.repository.conninfo().describe();
+        let place = |backlog: &Option<Arc<Backlog>>| backlog.as_ref().map(Arc::as_ptr);
+        let has_other_backlog = place(&old.backlog) != place(&new.backlog);
         if let Some(schedule) = &mut self.schedule {
             if old.server.frequency != new.server.frequency {
                 let age = schedule.began.map(|began| began.elapsed());
@@ -337,6 +350,9 @@ impl Worker {
             self.schedule = None;
             self.known = None;
             self.storing = Storing::default();
+        }
+        if has_other_repository || has_other_backlog {
+            self.storing.last = None;
             self.storing.at = self.has_backlog().then(Instant::now);
         }
         if is_elsewhere || has_other_repository {
@@ -357,8 +373,11 @@ impl Worker {
     }
 
     fn succeed(&mut self) {
-        let state = if self.storing.is_gone { State::NoRepository } else { State::Running };
-        self.state.send_replace(state);
+        self.state.send_replace(self.rest());
+        if self.remote.is_none() {
+            // What has waited is stored, and the monitored server is still away.
+            return;
+        }
         self.attempt = 0;
         self.is_recorded = false;
         if std::mem::take(&mut self.is_failing) {
@@ -453,8 +472,9 @@ impl Worker {
             Some(Err(reason)) => {
                 self.tell("no connection to the monitored server", &reason);
                 self.back_off(State::NoRemote);
-                if !std::mem::replace(&mut self.is_recorded, true) {
-                    self.record(vec![format!("no connection to the monitored server: {reason}")]).await;
+                if !self.is_recorded {
+                    let errors = vec![format!("no connection to the monitored server: {reason}")];
+                    self.is_recorded = self.record(errors).await;
                 }
             }
         }
@@ -493,11 +513,10 @@ impl Worker {
                 tracing::error!("no snapshot: {error}");
                 match &error {
                     SnapshotError::Fetch(reason) if reason.ends_session() => {
-                        self.is_failing = true;
-                        self.back_off(match reason {
-                            FetchError::Spool(_) => State::Running,
-                            _ => State::NoRemote,
-                        });
+                        // That nothing can be spooled is not over when the server can be connected to.
+                        let is_ours = matches!(reason, FetchError::Spool(_));
+                        self.is_failing = !is_ours;
+                        self.back_off(if is_ours { State::Running } else { State::NoRemote });
                     }
                     _ => self.remote = Some(remote),
                 }
@@ -508,38 +527,15 @@ impl Worker {
 
     /// Stores what waits for the repository, the oldest first, and at last what was just read.
     async fn store(&mut self, mut latest: Option<Fetched>) {
-        let backlog = self.assignment.backlog.clone();
         self.storing.at = None;
         loop {
             let is_ready = self.remote.is_some() && self.not_before <= Instant::now();
-            if latest.is_none() && is_ready && self.is_snapshot_due() {
+            if latest.is_none() && is_ready && self.is_snapshot_due() && self.has_backlog() {
                 // Much waits. The next one is not to be missed for it.
                 self.storing.at = Some(Instant::now());
                 return;
             }
-            let ticket = backlog.as_ref().and_then(|backlog| backlog.oldest(self.id));
-            let mut fetched = match (ticket, &backlog) {
-                (Some(ticket), Some(backlog))
-                    if latest.as_ref().is_none_or(|latest| latest.ticket != Some(ticket)) =>
-                {
-                    match self.assignment.subject().reopen(backlog, ticket).await {
-                        Ok(fetched) => fetched,
-                        Err(damage) => {
-                            let aside = backlog.set_aside(ticket, Aside::Damaged);
-                            tracing::error!(
-                                "a snapshot that waited for the repository is lost: {damage}; the file is now {}",
-                                aside.display()
-                            );
-                            continue;
-                        }
-                    }
-                }
-                _ => match latest.take() {
-                    Some(fetched) => fetched,
-                    None => return,
-                },
-            };
-            let is_latest = latest.is_none();
+            let Some(mut fetched) = self.next_to_store(&mut latest).await else { return };
             let outcome = match fetched.away.take() {
                 Some(reason) => Err(SnapshotError::Away(reason)),
                 None => self.assignment.subject().put(&mut fetched, &self.stop).await,
@@ -563,10 +559,28 @@ impl Worker {
                     }
                 }
             }
-            if is_latest && !self.has_backlog() {
-                return;
+        }
+    }
+
+    /// The oldest that waits, or what was just read, which is the last one. What is damaged is put aside.
+    async fn next_to_store(&self, latest: &mut Option<Fetched>) -> Option<Fetched> {
+        let Some(backlog) = &self.assignment.backlog else { return latest.take() };
+        while let Some(ticket) = backlog.oldest(self.id) {
+            if latest.as_ref().is_some_and(|latest| latest.ticket == Some(ticket)) {
+                break;
+            }
+            match self.assignment.subject().reopen(backlog, ticket).await {
+                Ok(fetched) => return Some(fetched),
+                Err(damage) => {
+                    let aside = backlog.set_aside(ticket, Aside::Damaged);
+                    tracing::error!(
+                        "a snapshot that waited for the repository is lost: {damage}; the file is now {}",
+                        aside.display()
+                    );
+                }
             }
         }
+        latest.take()
     }
 
     /// Sees to what could not be stored. True when it waits for the repository now, and everything after it must.
@@ -629,12 +643,20 @@ impl Worker {
         }
     }
 
-    /// Writes into the repository why there is no snapshot.
-    async fn record(&self, errors: Vec<String>) {
+    /// Writes into the repository why there is no snapshot. False when that is away, so that it is worth another try.
+    async fn record(&self, errors: Vec<String>) -> bool {
         let subject = self.assignment.subject();
         let recording = subject.record_failure(&errors);
-        if let Some(Err(error)) = self.stop.run_until_cancelled(recording).await {
-            tracing::warn!("the failure could not be written to powa_snapshot_metas: {error}");
+        match self.stop.run_until_cancelled(recording).await {
+            Some(Err(error)) if error.is_repository_away() => {
+                tracing::debug!("the failure is not written to powa_snapshot_metas: {error}");
+                false
+            }
+            Some(Err(error)) => {
+                tracing::warn!("the failure could not be written to powa_snapshot_metas: {error}");
+                true
+            }
+            Some(Ok(())) | None => true,
         }
     }
 }

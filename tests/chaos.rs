@@ -6,7 +6,6 @@ mod scene;
 mod support;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -15,9 +14,9 @@ use rand::{RngExt, SeedableRng};
 use scene::{Scene, run};
 use serde_json::{Value, json};
 use support::{
-    Cluster, Collector, DEADLINE, Fault, Powa, Proxy, Registration, Signal, on_both_versions, wait_until,
+    Cluster, Collector, DEADLINE, Fault, Powa, Proxy, Registration, Signal, Spool, number_from_environment,
+    on_both_versions, seed,
 };
-use tempfile::TempDir;
 
 const SERVERS: usize = 20;
 const ROWS: i64 = 200;
@@ -26,12 +25,7 @@ const PAUSE: Duration = Duration::from_millis(300);
 
 on_both_versions! {
     async fn whatever_happens_each_snapshot_is_stored_once(powa: Powa) {
-        let number = |name, default: u64| {
-            std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
-        };
-        let seed = number("SWEEP_SEED", rand::random());
-        let time = Duration::from_secs(number("CHAOS_SECONDS", 20));
-        eprintln!("SWEEP_SEED={seed}");
+        let (seed, time) = (seed(), Duration::from_secs(number_from_environment("CHAOS_SECONDS", 20)));
         let mut chaos = Chaos::start(powa).await;
         let (mut dice, began) = (StdRng::seed_from_u64(seed), Instant::now());
         while began.elapsed() < time {
@@ -47,7 +41,7 @@ struct Chaos {
     _monitored: Cluster,
     to_servers: Vec<Proxy>,
     to_repository: Proxy,
-    spool: TempDir,
+    spool: Spool,
     collector: Collector,
     /// The times of the snapshots that collectors say they have fetched, those that were killed included.
     fetched: BTreeSet<String>,
@@ -58,26 +52,20 @@ impl Chaos {
     async fn start(powa: Powa) -> Chaos {
         let monitored = Cluster::start(powa);
         monitored.create_monitored("powa", &[]).await;
-        // What has been committed stays, also when the repository crashes.
-        let repository =
-            Cluster::builder(powa).setting("autovacuum", "off").setting("synchronous_commit", "on").start();
-        repository.create_repository("powa").await;
-        let to_repository = Proxy::start(repository.port()).await;
         let mut to_servers = Vec::new();
         for _ in 0..SERVERS {
             to_servers.push(Proxy::start(monitored.port()).await);
         }
         let server = |proxy: &Proxy| Registration::new("127.0.0.1", proxy.port).dbname("powa");
-        let mut scene = Scene::of(repository, "powa", server(&to_servers[0])).await;
-        scene.monitored = monitored.client("powa").await;
-        scene.leave_out_catalogs("").await;
+        let scene = Scene::apart(&monitored, server(&to_servers[0])).await;
+        let to_repository = Proxy::start(scene.cluster.port()).await;
         for proxy in &to_servers[1..] {
             scene.register(&server(proxy)).await;
         }
         scene.add_marked(ROWS).await;
         scene.share_marked().await;
         scene.run("UPDATE {powa}.powa_servers SET frequency = 5 WHERE id > 0").await;
-        let spool = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
+        let spool = Spool::new();
         let collector = Collector::start(config(&scene, &to_repository, &spool));
         let (fetched, happened) = (BTreeSet::new(), Vec::new());
         let chaos = Chaos {
@@ -143,13 +131,11 @@ impl Chaos {
     }
 
     fn note_fetched(&mut self) {
-        const WORDS: &str = "fetched: the snapshot of ";
         let log = self.collector.log();
         for bad in ["is dropped", "is lost", "fault of the collector", "panicked"] {
             assert!(!log.contains(bad), "{bad}: {:?}\n{log}", self.happened);
         }
-        let times = log.lines().filter_map(|line| line.split_once(WORDS));
-        self.fetched.extend(times.map(|(_, time)| time.trim().to_owned()));
+        self.fetched.extend(scene::fetched(&log));
     }
 
     async fn account(mut self) {
@@ -158,21 +144,11 @@ impl Chaos {
         }
         // On a slow machine there is always one on its way to the repository.
         self.scene.run("UPDATE {powa}.powa_servers SET frequency = 3600 WHERE id > 0").await;
-        let nothing_waits = async || {
-            let folders = fs::read_dir(self.spool.path()).expect("read the spool");
-            let files =
-                folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).expect("read a folder"));
-            files.filter(|file| file.as_ref().unwrap().file_name() != "lock").count() == 0
-        };
-        wait_until("nothing waits", 4 * DEADLINE, nothing_waits).await;
+        self.spool.wait_until_empty().await;
         assert!(self.collector.stop().await.success());
         self.note_fetched();
         let stored = self.scene.account(ROWS, &self.collector.log()).await;
-        let times = "SELECT DISTINCT to_char(ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'
-            FROM {powa}.test_marked_history";
-        let rows = self.scene.repository.query(&self.scene.sql(times), &[]).await.expect("the times");
-        let there: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
-        let missing: Vec<_> = self.fetched.difference(&there).collect();
+        let missing = self.scene.missing(&self.fetched).await;
         assert!(
             missing.is_empty(),
             "fetched and not stored: {missing:?}; what happened: {:?}",
@@ -183,7 +159,7 @@ impl Chaos {
     }
 }
 
-fn config(scene: &Scene, proxy: &Proxy, spool: &TempDir) -> Value {
+fn config(scene: &Scene, proxy: &Proxy, spool: &Spool) -> Value {
     let dsn = format!("host=127.0.0.1 port={} user=postgres dbname=powa", proxy.port);
     scene.config(json!({
         "repository": { "dsn": dsn },

@@ -4,8 +4,13 @@ mod scene;
 mod support;
 
 use scene::{Scene, one, run};
-use serde_json::json;
-use support::{Cluster, Collector, DEADLINE, EXTENSIONS, Powa, Registration, on_both_versions, wait_until};
+use serde_json::{Value, json};
+use support::{
+    Cluster, Collector, Control, DEADLINE, EXTENSIONS, Powa, Registration, on_both_versions, wait_until,
+};
+
+/// How many rows a snapshot has in the table that is counted.
+const ROWS: i64 = 100;
 
 on_both_versions! {
     async fn a_repository_that_takes_no_changes_is_left_until_it_does(powa: Powa) {
@@ -47,6 +52,120 @@ on_both_versions! {
         set_read_only(&monitored, false).await;
         let before = scene.snapshots().await;
         scene.wait_for_snapshots(before + 1).await;
+    }
+
+    async fn a_standby_that_is_named_first_is_passed_over(powa: Powa) {
+        let pair = Pair::start(powa).await;
+        let mut collector = Collector::start(pair.config(&[&pair.standby, &pair.scene.cluster], ""));
+        collector.wait_for_log("listening for control messages").await;
+        pair.scene.wait_for_snapshots(2).await;
+        assert!(collector.stop().await.success());
+        let log = collector.log();
+        assert!(!log.contains(" WARN ") && !log.contains(" ERROR "), "{log}");
+    }
+
+    async fn a_standby_that_is_all_there_is_or_asked_for_is_told(powa: Powa) {
+        let pair = Pair::start(powa).await;
+        let (primary, standby) = (&pair.scene.cluster, &pair.standby);
+        for config in [
+            pair.config(&[standby], ""),
+            pair.config(&[standby, primary], "target_session_attrs=any"),
+        ] {
+            let line = Collector::start(config).wait_for_log("takes no changes: it is a standby").await;
+            assert!(line.contains("trying again"), "{line}");
+        }
+        let mut collector = Collector::start(pair.config(&[standby, standby], ""));
+        let line = collector.wait_for_log("the server is not read-write").await;
+        assert!(line.contains("what to do: it is a standby") && line.contains("trying again"), "{line}");
+    }
+
+    async fn a_repository_is_followed_to_the_standby_that_takes_over(powa: Powa) {
+        let mut pair = Pair::start(powa).await;
+        let mut collector = Collector::start(pair.config(&[&pair.scene.cluster, &pair.standby], ""));
+        pair.scene.wait_for_snapshots(1).await;
+        pair.wait_for_the_standby().await;
+        pair.scene.cluster.stop();
+        collector.wait_for_log("the repository does not take snapshots").await;
+        pair.take_over().await;
+        let before = pair.scene.snapshots().await;
+        pair.scene.wait_for_snapshots(before + 2).await;
+        assert!(collector.stop().await.success());
+        pair.scene.account(ROWS, &collector.log()).await;
+    }
+
+    async fn a_repository_that_is_demoted_is_left_for_the_one_that_takes_over(powa: Powa) {
+        let mut pair = Pair::start(powa).await;
+        let mut collector = Collector::start(pair.config(&[&pair.scene.cluster, &pair.standby], ""));
+        collector.wait_for_log("listening for control messages").await;
+        pair.scene.wait_for_snapshots(1).await;
+        // The former primary stays, and so do all sessions with it.
+        set_read_only(&pair.scene.cluster, true).await;
+        pair.wait_for_the_standby().await;
+        pair.take_over().await;
+        let before = pair.scene.snapshots().await;
+        pair.scene.wait_for_snapshots(before + 2).await;
+        // Who has something to say to the collector says it where it stores.
+        let mut control = Control::connect(&pair.standby, "powa").await;
+        let position = "listens at the server that has taken over";
+        wait_until(position, 2 * DEADLINE, async || {
+            let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'PoWA collector - main%'";
+            one::<i64>(&pair.scene.repository, sessions, &[]).await == 1
+        })
+        .await;
+        let status = control.ask("WORKERS_STATUS", "").await;
+        assert!(status.contains("running"), "{status}");
+        assert!(collector.stop().await.success());
+        pair.scene.account(ROWS, &collector.log()).await;
+    }
+}
+
+/// A repository with its standby, and a server in a cluster of its own.
+struct Pair {
+    scene: Scene,
+    standby: Cluster,
+    _monitored: Cluster,
+}
+
+impl Pair {
+    async fn start(powa: Powa) -> Pair {
+        let monitored = Cluster::start(powa);
+        monitored.create_monitored("powa", &[]).await;
+        let repository = Cluster::builder(powa).setting("autovacuum", "off").start();
+        repository.create_repository("powa").await;
+        let mut scene = Scene::of(repository, "powa", Registration::of(&monitored, "powa")).await;
+        scene.monitored = monitored.client("powa").await;
+        scene.leave_out_catalogs("").await;
+        scene.add_marked(ROWS).await;
+        scene.run("UPDATE {powa}.powa_servers SET frequency = 5 WHERE id > 0").await;
+        let standby = scene.cluster.standby();
+        Pair { scene, standby, _monitored: monitored }
+    }
+
+    /// With a DSN that names these in this order.
+    fn config(&self, hosts: &[&Cluster], options: &str) -> Value {
+        let names = vec!["127.0.0.1"; hosts.len()].join(",");
+        let ports: Vec<String> = hosts.iter().map(|host| host.port().to_string()).collect();
+        let ports = ports.join(",");
+        let dsn = format!("host={names} port={ports} user=postgres dbname=powa {options}");
+        json!({ "repository": { "dsn": dsn }, "timeouts": { "connect": 2, "query": 3, "close": 1 } })
+    }
+
+    /// Waits until the standby has all that the primary has.
+    async fn wait_for_the_standby(&self) {
+        let standby = self.standby.client("postgres").await;
+        let here = "SELECT pg_current_wal_flush_lsn()::text";
+        let there = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+        let position: String = self.scene.one(here, &[]).await;
+        wait_until("the standby is at the primary's level", DEADLINE, async || {
+            one::<bool>(&standby, there, &[&position]).await
+        })
+        .await;
+    }
+
+    /// The standby becomes the repository.
+    async fn take_over(&mut self) {
+        self.standby.promote().await;
+        self.scene.repository = self.standby.client("powa").await;
     }
 }
 

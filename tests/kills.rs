@@ -4,7 +4,6 @@
 mod scene;
 mod support;
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -13,10 +12,8 @@ use rand::{RngExt, SeedableRng};
 use scene::Scene;
 use serde_json::{Value, json};
 use support::{
-    Cluster, Collector, DEADLINE, EXTENSIONS, Fault, Powa, Proxy, Registration, Signal, on_both_versions,
-    wait_until,
+    Cluster, Collector, DEADLINE, Fault, Powa, Proxy, Signal, Spool, on_both_versions, seed, wait_until,
 };
-use tempfile::TempDir;
 
 /// How many repositories are worked on side by side, and how often each collector is killed.
 const LANES: u64 = 4;
@@ -25,9 +22,7 @@ const ROWS: i64 = 500;
 
 on_both_versions! {
     async fn a_collector_that_is_killed_loses_and_doubles_nothing(powa: Powa) {
-        let seed: u64 = std::env::var("SWEEP_SEED")
-            .map_or_else(|_| rand::random(), |seed| seed.parse().expect("a number"));
-        eprintln!("SWEEP_SEED={seed}");
+        let seed = seed();
         let mut lanes = Vec::new();
         for number in 0..LANES {
             lanes.push(Lane::start(powa, seed ^ number).await);
@@ -42,7 +37,7 @@ struct Lane {
     scene: Scene,
     to_server: Proxy,
     to_repository: Proxy,
-    spool: TempDir,
+    spool: Spool,
     dice: StdRng,
 }
 
@@ -51,15 +46,9 @@ impl Lane {
         let cluster = Cluster::builder(powa).setting("autovacuum", "off").start();
         let to_server = Proxy::start(cluster.port()).await;
         let to_repository = Proxy::start(cluster.port()).await;
-        cluster.create_repository("powa").await;
-        scene::run(&cluster.client("postgres").await, "CREATE DATABASE monitored TEMPLATE powa").await;
-        let server =
-            Registration::new("127.0.0.1", to_server.port).dbname("monitored").extensions(EXTENSIONS);
-        let scene = Scene::of(cluster, "powa", server).await;
-        scene.leave_out_catalogs("").await;
-        scene.add_marked(ROWS).await;
-        let spool = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a directory");
-        Lane { scene, to_server, to_repository, spool, dice: StdRng::seed_from_u64(seed) }
+        let scene = Scene::marked(cluster, to_server.port, ROWS).await;
+        let (spool, dice) = (Spool::new(), StdRng::seed_from_u64(seed));
+        Lane { scene, to_server, to_repository, spool, dice }
     }
 
     /// What a collector is told that reaches everything over the proxies.
@@ -96,7 +85,7 @@ impl Lane {
             proxy.disarm();
         }
         let mut collector = self.scene.stand_by(self.config()).await;
-        wait_until("nothing waits", DEADLINE, async || self.files().is_empty()).await;
+        self.spool.wait_until_empty().await;
         assert!(collector.stop().await.success());
         self.scene.account(ROWS, &collector.log()).await;
         killed
@@ -110,13 +99,5 @@ impl Lane {
         self.scene.force(self.scene.id).await;
         self.scene.wait_for_snapshots(1).await;
         collector
-    }
-
-    /// What is in the spool besides its lock.
-    fn files(&self) -> Vec<String> {
-        let folders = fs::read_dir(self.spool.path()).expect("read the spool");
-        let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).expect("read a folder"));
-        let names = files.map(|file| file.unwrap().file_name().to_string_lossy().into_owned());
-        names.filter(|name| name != "lock").collect()
     }
 }

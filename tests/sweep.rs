@@ -1,7 +1,7 @@
 //! A connection goes wrong at some message of a snapshot, in some way: what is stored is whole, nothing is stored
 //! twice, and the next snapshot comes by itself.
 //!
-//! `SWEEP=whole` tries every message in every way, which takes most of an hour; otherwise some of both are
+//! `SWEEP=whole` tries every message in every way, which takes hours; otherwise some of both are
 //! chosen, by `SWEEP_SEED` where that is set: a failure tells the seed.
 
 mod scene;
@@ -15,9 +15,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use scene::{Scene, one};
 use serde_json::json;
-use support::{
-    Cluster, Collector, EXTENSIONS, Fault, Powa, Proxy, Registration, on_both_versions, wait_until,
-};
+use support::{Cluster, Collector, Fault, Powa, Proxy, on_both_versions, seed, wait_until};
 
 /// How many repositories are worked on side by side.
 const LANES: usize = 4;
@@ -45,9 +43,7 @@ enum Side {
 }
 
 async fn sweep(powa: Powa, side: Side) {
-    let seed =
-        std::env::var("SWEEP_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().expect("a number"));
-    eprintln!("SWEEP_SEED={seed}");
+    let seed = seed();
     let is_whole = std::env::var("SWEEP").is_ok_and(|sweep| sweep == "whole");
     let mut lanes = Vec::new();
     for _ in 0..LANES {
@@ -73,18 +69,17 @@ struct Lane {
 
 impl Lane {
     async fn start(powa: Powa, side: Side) -> Lane {
-        let cluster = Cluster::builder(powa).setting("autovacuum", "off").start();
+        // Aggregated often, and so not much at a time: all that is tried makes many snapshots.
+        let cluster =
+            Cluster::builder(powa).setting("autovacuum", "off").setting("powa.coalesce", "10").start();
         let proxy = Proxy::start(cluster.port()).await;
-        cluster.create_repository("powa").await;
-        scene::run(&cluster.client("postgres").await, "CREATE DATABASE monitored TEMPLATE powa").await;
         let (server, repository) = match side {
             Side::Server => (proxy.port, cluster.port()),
             Side::Repository => (cluster.port(), proxy.port),
         };
-        let server = Registration::new("127.0.0.1", server).dbname("monitored").extensions(EXTENSIONS);
-        let scene = Scene::of(cluster, "powa", server).await;
-        scene.leave_out_catalogs("").await;
-        scene.add_marked(ROWS).await;
+        let scene = Scene::marked(cluster, server, ROWS).await;
+        // What is read in one database is read in each.
+        scene.run("UPDATE pg_database SET datallowconn = datname IN ('powa', 'monitored')").await;
         scene.run("UPDATE {powa}.powa_servers SET frequency = 5 WHERE id > 0").await;
         let collector = Collector::start(json!({
             "repository": { "dsn": format!("host=127.0.0.1 port={repository} user=postgres dbname=powa") },

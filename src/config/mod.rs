@@ -95,6 +95,15 @@ pub struct Settings {
     pub timeouts: Timeouts,
 }
 
+impl Settings {
+    /// How many files and connections are not for the sessions that workers keep: stores with their files, questions,
+    /// the listener, connections that are being made, and fetches with their files and databases.
+    pub fn descriptors_in_reserve(&self) -> usize {
+        let fetch = 1 + self.database_connections;
+        2 * self.max_connections + 3 + self.connects_at_once + self.fetches_at_once * fetch
+    }
+}
+
 /// How long each kind of wait may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
@@ -420,7 +429,7 @@ fn repository(
         given.password_command =
             servers::password_command(command, deadline).map_err(|reason| (key, reason))?;
     }
-    ConnInfo::new(&given, &LibpqEnvironment::of_process())
+    ConnInfo::to_write(&given, &LibpqEnvironment::of_process())
         .map_err(|error| ("repository.dsn", error.to_string()))
 }
 

@@ -49,6 +49,8 @@ enum ListenerError {
     Session(#[from] SessionError),
     #[error("the database {0} has no extension powa: CREATE EXTENSION powa CASCADE")]
     NoPowa(String),
+    #[error("{0} takes no changes: it is a standby, on which nobody can listen")]
+    Standby(String),
     #[error("PoWA {0} cannot collect from other servers: version 4.0 or later is needed")]
     Unsupported(PowaVersion),
     #[error("the repository: {}", causes(.0))]
@@ -57,6 +59,8 @@ enum ListenerError {
     Deadline(Duration),
     #[error("the connection was closed")]
     Closed,
+    #[error("the server has taken another role; looking for one among the hosts that is as it should be")]
+    OtherRole,
 }
 
 /// Listens until told to stop.
@@ -98,6 +102,9 @@ async fn listen(
         return Ok(());
     };
     let session = session?;
+    if session.facts.is_standby {
+        return Err(ListenerError::Standby(place.conninfo.describe()));
+    }
     let Some(powa) = session.facts.powa.clone() else {
         return Err(ListenerError::NoPowa(place.conninfo.describe()));
     };
@@ -139,9 +146,22 @@ async fn listen(
             }
             Some(answered) = answering.next() => answered?,
             () = session.closed() => return Err(ListenerError::Closed),
-            _ = probe.tick() => within(place.query, client.batch_execute("")).await?,
+            _ = probe.tick() => {
+                if within(place.query, has_other_role(&session)).await? {
+                    return Err(ListenerError::OtherRole);
+                }
+            }
         }
     }
+}
+
+/// Whether the server is no longer what it was when the session began, and another one may be: who has something to
+/// say to us says it there.
+async fn has_other_role(session: &Session) -> Result<bool, tokio_postgres::Error> {
+    let statement = "SELECT pg_catalog.pg_is_in_recovery(), \
+                     pg_catalog.current_setting('default_transaction_read_only')::pg_catalog.bool";
+    let row = session.client.query_typed_one(statement, &[]).await?;
+    Ok(session.has_other_role(row.get(0), row.get(1)))
 }
 
 /// Where messages are answered.

@@ -1,17 +1,25 @@
 //! What to do about a connection that cannot be opened.
 
+use std::io;
+
+use nix::errno::Errno;
 use tokio_postgres::error::SqlState;
 
 use super::conninfo::ConnInfo;
+use super::conninfo::values::SessionAttrs;
 use super::extension::quote_identifier;
 use super::failure::DialError;
 use super::login::LoginError;
 use super::text::causes;
+use crate::descriptors;
 
 /// Lines to follow: SQL, a line of `pg_hba.conf`, or a remark behind `--`. None where the error says all.
 pub fn advice(error: &DialError, conninfo: &ConnInfo) -> Vec<String> {
     let remark = |text: &str| vec![format!("-- {text}")];
     match error {
+        DialError::Resolve(error) | DialError::Connect(error) if is_scarce(error) => {
+            remark(descriptors::ADVICE)
+        }
         DialError::Resolve(_) => remark("is the name right? hostaddr gives an address without asking for it"),
         DialError::Connect(_) | DialError::Deadline(_) => remark(
             "is the server running there, does listen_addresses include that address, does a firewall let the \
@@ -36,12 +44,21 @@ pub fn advice(error: &DialError, conninfo: &ConnInfo) -> Vec<String> {
             let first = advice(first, conninfo);
             if first.is_empty() { advice(second, conninfo) } else { first }
         }
+        DialError::Attrs(SessionAttrs::ReadWrite) => remark(
+            "it is a standby, or default_transaction_read_only is on there: the host that takes changes must be \
+             among those that are named",
+        ),
         DialError::Attrs(_)
         | DialError::Command(_)
         | DialError::NoPassword { .. }
         | DialError::Peer { .. }
         | DialError::CertificateUnasked => Vec::new(),
     }
+}
+
+/// Whether this process, or the system, may not open any more files.
+fn is_scarce(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| code == Errno::EMFILE as i32 || code == Errno::ENFILE as i32)
 }
 
 /// What the server itself says is known by its code; its words are for the details.

@@ -52,6 +52,7 @@ struct Health {
 struct Next {
     at: Instant,
     attempt: u32,
+    is_being_tried: bool,
 }
 
 /// A repository that is away is tried again after this at the latest.
@@ -66,7 +67,7 @@ impl Repository {
             questions: pool(&conninfo, 1, deadline),
             health: Arc::new(Health {
                 is_away: watch::Sender::new(false),
-                next: Mutex::new(Next { at: Instant::now(), attempt: 0 }),
+                next: Mutex::new(Next { at: Instant::now(), attempt: 0, is_being_tried: false }),
             }),
             conninfo,
         }
@@ -123,7 +124,9 @@ impl Repository {
         let mut next = self.next();
         let may_try = next.at <= now;
         if may_try {
+            // For somebody else, should nothing come of this try.
             next.at = now + LONGEST_WAIT;
+            next.is_being_tried = true;
         }
         may_try
     }
@@ -133,10 +136,9 @@ impl Repository {
         let mut next = self.next();
         let was_away = self.health.is_away.send_replace(true);
         // Several bring the same news, but only one has tried again.
-        let now = Instant::now();
-        if !was_away || next.at > now + LONGEST_WAIT / 2 || next.at <= now {
+        if !was_away || std::mem::take(&mut next.is_being_tried) {
             next.attempt = if was_away { next.attempt.saturating_add(1) } else { 1 };
-            next.at = now + schedule::backoff(next.attempt, rand::random()).min(LONGEST_WAIT);
+            next.at = Instant::now() + schedule::backoff(next.attempt, rand::random()).min(LONGEST_WAIT);
         }
     }
 
@@ -198,5 +200,38 @@ impl managed::Manager for Sessions {
 
     async fn recycle(&self, client: &mut ClientWrapper, _: &Metrics) -> RecycleResult<SessionError> {
         if client.is_closed() { Err(RecycleError::message("the connection was closed")) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::conninfo::Given;
+    use crate::postgres::conninfo::environment::Environment;
+    use crate::postgres::secret::Secret;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_away_is_tried_by_one_at_a_time_and_less_often_each_time() {
+        let given = Given::by_string(&Secret::new("host=/nowhere dbname=powa user=powa")).unwrap();
+        let conninfo = ConnInfo::new(&given, &Environment::of(&[("HOME", "/nonexistent")])).unwrap();
+        let repository = Repository::new(conninfo, 1, Duration::from_secs(1));
+        let away = async || matches!(repository.store_connection().await, Err(RepositoryError::Away));
+        repository.note_away();
+        for most in [1, 2, 4, 8, 10, 10] {
+            // Many bring the news.
+            (0..3).for_each(|_| repository.note_away());
+            let wait = repository.next().at - Instant::now();
+            assert!(
+                wait <= Duration::from_secs(most) && wait >= Duration::from_secs(most).min(LONGEST_WAIT) / 2
+            );
+            assert!(away().await);
+            tokio::time::advance(wait).await;
+            assert!(repository.may_try());
+            assert!(away().await && !repository.may_try(), "somebody tries already");
+            repository.note_away();
+        }
+        repository.note_back();
+        repository.back().await;
+        assert!(!away().await);
     }
 }

@@ -9,7 +9,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -18,6 +18,9 @@ use super::spool::UNSEALED_PREFIX;
 use crate::server::ServerId;
 
 const SUFFIX: &str = ".snapshot";
+/// Who has locked this file has the folder.
+const LOCK: &str = "lock";
+
 /// Why a file is put aside; its name says so at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aside {
@@ -31,7 +34,10 @@ pub enum Aside {
 pub struct Backlog {
     directory: PathBuf,
     max_bytes: AtomicU64,
+    /// Whether another folder has taken its place.
+    is_left: AtomicBool,
     waiting: Mutex<Waiting>,
+    is_writable: AtomicBool,
     /// One collector a directory: another one's snapshots are not ours to store.
     _lock: Flock<File>,
 }
@@ -71,19 +77,17 @@ pub enum BacklogError {
 }
 
 impl Backlog {
-    /// Finds what an earlier run has left. `repository`: as people call it; each has a folder of its own in
-    /// `directory`.
+    /// Finds what an earlier run has left in a repository's [`folder`].
     ///
     /// # Errors
     /// When the folder cannot be used.
-    pub fn open(directory: &Path, repository: &str, max_bytes: u64) -> Result<Self, BacklogError> {
-        let directory = directory.join(folder(repository));
+    pub fn open(directory: PathBuf, max_bytes: u64) -> Result<Self, BacklogError> {
         let io = |doing, path: &Path| {
             let path = path.to_owned();
             move |source| BacklogError::Io { doing, path, source }
         };
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(io("make", &directory))?;
-        let path = directory.join("lock");
+        let path = directory.join(LOCK);
         let file = File::options()
             .write(true)
             .create(true)
@@ -115,7 +119,9 @@ impl Backlog {
         let backlog = Self {
             directory,
             max_bytes: AtomicU64::new(max_bytes),
+            is_left: AtomicBool::new(false),
             waiting: Mutex::new(waiting),
+            is_writable: AtomicBool::new(true),
             _lock: lock,
         };
         backlog.make_room();
@@ -130,6 +136,17 @@ impl Backlog {
     pub fn set_max_bytes(&self, max_bytes: u64) {
         self.max_bytes.store(max_bytes, Ordering::Relaxed);
         self.make_room();
+    }
+
+    /// Notes whether another folder has taken its place: then nobody stores what is here when the last one goes who
+    /// works with it, and that is said.
+    pub fn set_left(&self, is_left: bool) {
+        self.is_left.store(is_left, Ordering::Relaxed);
+    }
+
+    /// Notes whether a file could be written. True when that is news.
+    pub fn note_writable(&self, is_writable: bool) -> bool {
+        self.is_writable.swap(is_writable, Ordering::Relaxed) != is_writable
     }
 
     /// A place at the end of a server's line, for a file that is about to be sealed there.
@@ -159,6 +176,11 @@ impl Backlog {
         let waiting = self.waiting();
         let entries = waiting.servers.get(&server).into_iter().flatten();
         entries.fold((0, 0), |(count, bytes), entry| (count + 1, bytes + entry.bytes))
+    }
+
+    /// The servers that have snapshots here.
+    pub fn servers(&self) -> Vec<ServerId> {
+        self.waiting().servers.keys().copied().collect()
     }
 
     /// Lets a snapshot wait. Others may be dropped for it, or it for others.
@@ -228,6 +250,17 @@ impl Backlog {
     }
 }
 
+impl Drop for Backlog {
+    fn drop(&mut self) {
+        if self.is_left.load(Ordering::Relaxed) {
+            let waiting = self.waiting();
+            let snapshots = waiting.servers.values().map(VecDeque::len).sum();
+            let left = Left { snapshots, bytes: waiting.bytes() };
+            left.tell(&self.directory);
+        }
+    }
+}
+
 impl Waiting {
     fn bytes(&self) -> u64 {
         self.servers.values().flatten().map(|entry| entry.bytes).sum()
@@ -260,11 +293,49 @@ impl Waiting {
     }
 }
 
-/// A repository's name as that of a folder: what one can read, and a number that tells those apart that look alike.
-fn folder(repository: &str) -> String {
+/// Where snapshots wait for a repository, which is given as people call it: what one can read, and a number that tells
+/// those apart that look alike.
+pub fn folder(directory: &Path, repository: &str) -> PathBuf {
     let plain = |c: char| if c.is_ascii_alphanumeric() || ".-".contains(c) { c } else { '_' };
     let readable: String = repository.chars().map(plain).take(80).collect();
-    format!("{readable}-{:08x}", crc32fast::hash(repository.as_bytes()))
+    directory.join(format!("{readable}-{:08x}", crc32fast::hash(repository.as_bytes())))
+}
+
+/// What waits in a folder and nobody stores.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Left {
+    pub snapshots: usize,
+    pub bytes: u64,
+}
+
+impl Left {
+    /// Looks into a folder. None when a collector has it: it stores what is there.
+    pub fn of(folder: &Path) -> Option<Self> {
+        let lock = File::open(folder.join(LOCK)).map(|file| Flock::lock(file, FlockArg::LockSharedNonblock));
+        if matches!(lock, Ok(Err((_, nix::errno::Errno::EWOULDBLOCK)))) {
+            return None;
+        }
+        let mut left = Self { snapshots: 0, bytes: 0 };
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().and_then(parse).is_some() {
+                left.snapshots += 1;
+                left.bytes += entry.metadata().map_or(0, |metadata| metadata.len());
+            }
+        }
+        Some(left)
+    }
+
+    /// Says so, if it is anything.
+    pub fn tell(&self, folder: &Path) {
+        let Self { snapshots, bytes } = self;
+        if *snapshots > 0 {
+            tracing::warn!(
+                "{}: nobody stores what waits there, snapshots: {snapshots}, bytes: {bytes}; it is for another \
+                 repository.dsn or spool.directory: give back the former one until they are stored, or remove the folder",
+                folder.display()
+            );
+        }
+    }
 }
 
 fn parse(name: &str) -> Option<Ticket> {
@@ -280,7 +351,7 @@ mod tests {
     const B: ServerId = ServerId(22);
 
     fn open(directory: &Path, max_bytes: u64) -> Backlog {
-        Backlog::open(directory, "db.example:5432/powa", max_bytes).unwrap()
+        Backlog::open(folder(directory, "db.example:5432/powa"), max_bytes).unwrap()
     }
 
     fn add(backlog: &Backlog, server: ServerId, bytes: usize) -> Ticket {
@@ -348,12 +419,28 @@ mod tests {
     fn a_folder_has_one_collector_and_each_repository_its_folder() {
         let directory = tempfile::tempdir().unwrap();
         let backlog = open(directory.path(), 100);
-        let other = Backlog::open(directory.path(), "db.example:5432/powa", 100).unwrap_err();
+        let other = Backlog::open(backlog.directory().to_owned(), 100).unwrap_err();
         assert!(matches!(&other, BacklogError::Taken(path) if path == backlog.directory()), "{other}");
-        let other = Backlog::open(directory.path(), "db.example:5432/../powa", 100).unwrap();
+        let other = Backlog::open(folder(directory.path(), "db.example:5432/../powa"), 100).unwrap();
         assert_eq!(other.directory().parent(), backlog.directory().parent());
         drop(backlog);
         open(directory.path(), 100);
+    }
+
+    #[test]
+    fn what_is_left_in_a_folder_is_counted_unless_a_collector_has_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let backlog = open(directory.path(), 100);
+        let folder = backlog.directory().to_owned();
+        for (server, bytes) in [(A, 10), (A, 20), (B, 30)] {
+            add(&backlog, server, bytes);
+        }
+        let damaged = add(&backlog, B, 40);
+        backlog.set_aside(damaged, Aside::Damaged);
+        assert_eq!(Left::of(&folder), None);
+        drop(backlog);
+        assert_eq!(Left::of(&folder), Some(Left { snapshots: 3, bytes: 60 }));
+        assert_eq!(Left::of(&folder.join("lock")), Some(Left { snapshots: 0, bytes: 0 }));
     }
 
     #[test]

@@ -6,7 +6,6 @@
 //!
 //! What describes single databases is read after that, over a connection to each, a few side by side.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{Plan, Refresh};
 use super::reading::{self, Database, Reading};
 use super::spool::{Spool, SpoolError};
+use super::{BACK, SAVEPOINT};
 use crate::config::{Settings, Timeouts};
 use crate::postgres::conninfo::ConnInfo;
 use crate::postgres::extension::{self, PowaVersion};
@@ -31,16 +31,14 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// The statement that lists a server's databases.
 pub const DATABASES: &str = include_str!("../../sql/remote/databases.sql");
 
-/// Where each transaction returns to after each datasource.
-const BACK: &str = "ROLLBACK TO SAVEPOINT datasource";
-
 /// A session with a monitored server, with what is prepared there.
 pub struct Remote {
     /// Dropped before the statements: each one that is dropped in a session is taken back there.
     pub session: Session,
     conninfo: ConnInfo,
     application_name: String,
-    prepared: HashMap<String, Statement>,
+    /// By their text: a few dozen, in each of a thousand sessions.
+    prepared: Vec<(Box<str>, Statement)>,
 }
 
 /// Why a server could not be read. A datasource that fails is no such reason.
@@ -109,7 +107,7 @@ impl Remote {
     ) -> Result<(Self, Vec<Prepared>), SessionError> {
         let (session, prepared) =
             Session::open_preparing(&conninfo, &application_name, deadline, statements).await?;
-        let mut remote = Self { session, conninfo, application_name, prepared: HashMap::new() };
+        let mut remote = Self { session, conninfo, application_name, prepared: Vec::new() };
         remote.keep(statements, &prepared);
         Ok((remote, prepared))
     }
@@ -131,7 +129,7 @@ impl Remote {
     /// Prepares statements that are not prepared yet, in one round trip. Gives what became of each, in their
     /// order.
     async fn prepare(&mut self, statements: &[&str]) -> Vec<Prepared> {
-        let known = |sql: &str| self.prepared.get(sql).cloned();
+        let known = |sql: &str| self.statement(sql).cloned();
         let new: Vec<&str> = statements.iter().copied().filter(|sql| known(sql).is_none()).collect();
         let mut new = prepare(&self.session.client, &new).await.into_iter();
         let all = statements.iter().filter_map(|sql| known(sql).map(Ok).or_else(|| new.next()));
@@ -142,10 +140,15 @@ impl Remote {
 
     fn keep(&mut self, statements: &[&str], prepared: &[Prepared]) {
         for (sql, prepared) in statements.iter().zip(prepared) {
-            if let Ok(statement) = prepared {
-                self.prepared.insert((*sql).to_owned(), statement.clone());
+            if let (Ok(statement), None) = (prepared, self.statement(sql)) {
+                self.prepared.push(((*sql).into(), statement.clone()));
             }
         }
+        self.prepared.shrink_to_fit();
+    }
+
+    fn statement(&self, sql: &str) -> Option<&Statement> {
+        self.prepared.iter().find(|(text, _)| **text == *sql).map(|(_, statement)| statement)
     }
 }
 
@@ -187,14 +190,14 @@ async fn read_server(
     spool: &Mutex<Spool>,
 ) -> Result<(String, Vec<Database>), FetchError> {
     let reads_databases = !plan.db_modules.is_empty() || !plan.catalogs.is_empty();
-    for statement in remote.prepare(&[extension::INSTALLED, DATABASES]).await {
-        statement?;
-    }
+    let mut prepared = remote.prepare(&[extension::INSTALLED, DATABASES]).await.into_iter();
+    let (Some(installed), Some(list)) = (prepared.next().transpose()?, prepared.next().transpose()?) else {
+        unreachable!("each statement is prepared or refused")
+    };
     let client = &remote.session.client;
-    let installed = extension::installed(client, &remote.prepared[extension::INSTALLED]);
-    let list = &remote.prepared[DATABASES];
+    let installed = extension::installed(client, &installed);
     let (extensions, databases) = futures_util::try_join!(installed, async {
-        if reads_databases { client.query(list, &[]).await } else { Ok(Vec::new()) }
+        if reads_databases { client.query(&list, &[]).await } else { Ok(Vec::new()) }
     })?;
     let powa = extension::powa(&extensions);
     if powa != remote.session.facts.powa {
@@ -258,7 +261,7 @@ async fn read(
         let cleanup = match &reading.cleanup {
             Some(Ok(cleanup)) => Some((
                 start(client.batch_execute(cleanup)),
-                start(client.batch_execute("SAVEPOINT datasource")),
+                start(client.batch_execute(SAVEPOINT)),
                 start(client.batch_execute(BACK)),
             )),
             _ => None,

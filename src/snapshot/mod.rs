@@ -1,10 +1,12 @@
-//! One snapshot of one server, in the order in which its data travels: plan, fetch, spool, store.
+//! One snapshot of one server, in the order in which its data travels: plan, fetch, spool, backlog, store.
 
 pub mod backlog;
 pub mod fetch;
 pub mod file;
+pub mod folders;
 pub mod plan;
 pub mod reading;
+pub mod removed;
 pub mod spool;
 pub mod store;
 pub mod turns;
@@ -31,10 +33,14 @@ use crate::postgres::extension::{self, Extension, Powa};
 use crate::postgres::repository::{Object, Repository, RepositoryError};
 use crate::postgres::session::application_name;
 use crate::postgres::session::ends_connection;
-use crate::server::{self, Server, ServerId};
+use crate::server::{self, ServerId, Servers};
 
 /// How sessions with the repository are named, before the server's name.
 const REPOSITORY_PREFIX: &str = "PoWA collector - repo_conn for worker ";
+
+/// Where a transaction returns to when one datasource fails, on either side, and how.
+const SAVEPOINT: &str = "SAVEPOINT datasource";
+const BACK: &str = "ROLLBACK TO SAVEPOINT datasource";
 
 /// How long a fetch has its turn for itself. One that takes longer waits for its server, and nobody else is to wait
 /// for that.
@@ -227,9 +233,20 @@ impl Subject<'_> {
             tables: Vec::new(),
         };
         match spool.seal(backlog.path(ticket), index).await {
-            Ok(()) => Some(ticket),
+            Ok(()) => {
+                if backlog.note_writable(true) {
+                    tracing::info!("snapshots can wait for the repository again");
+                }
+                Some(ticket)
+            }
             Err(error) => {
-                tracing::error!("this snapshot could not wait for the repository if it had to: {error}");
+                if backlog.note_writable(false) {
+                    tracing::error!(
+                        "this snapshot could not wait for the repository if it had to, nor could others: {error}"
+                    );
+                } else {
+                    tracing::debug!("this snapshot could not wait for the repository if it had to: {error}");
+                }
                 backlog.remove(ticket);
                 None
             }
@@ -258,12 +275,14 @@ impl Subject<'_> {
     /// # Errors
     /// When nothing of the snapshot is in the repository, as far as one can tell.
     pub async fn put(&self, fetched: &mut Fetched, stop: &CancellationToken) -> Result<Taken, SnapshotError> {
-        let Fetched { spool, powa, repository, turn, fetch, .. } = fetched;
-        // Who waits for the repository holds no rows in memory.
+        let Fetched { spool, powa, repository, ticket, turn, fetch, .. } = fetched;
         let wait_began = Instant::now();
         if !self.repository.has_free_store_connection() && spool.rows() > 0 {
             tracing::debug!("waits for the repository");
-            spool.release().await?;
+            // Who waits for it holds no rows in memory, unless the disk has not taken them.
+            if ticket.is_some() || self.backlog.is_none() {
+                spool.release().await?;
+            }
         }
         let connection = match stop.run_until_cancelled(self.repository.store_connection()).await {
             None => return Err(SnapshotError::Stopped),
@@ -276,9 +295,10 @@ impl Subject<'_> {
         let store_began = Instant::now();
         let session = self.repository_session();
         let timeouts = self.settings.timeouts;
-        self.vacuum.note(&spool.parts());
-        let subject = store::Subject { powa, server: self.server, repository, application_name: &session };
-        let storing = store::store(connection, subject, spool, timeouts);
+        let parts = spool.parts();
+        self.vacuum.note(&parts);
+        let place = store::Destination { powa, server: self.server, repository, application_name: &session };
+        let storing = store::store(connection, place, spool, parts, timeouts);
         let (stored, connection) = match Box::pin(storing).await {
             Ok(stored) => stored,
             Err(error) => return Err(noted(self.repository, error.into())),
@@ -372,13 +392,16 @@ impl Subject<'_> {
     }
 }
 
-/// The servers to collect, as the repository lists them.
+/// The servers, and the repository that lists them, as it names itself.
 ///
 /// # Errors
 /// When the repository cannot be asked.
-pub async fn servers(repository: &Repository, deadline: Duration) -> Result<Vec<Server>, SnapshotError> {
+pub async fn servers(
+    repository: &Repository,
+    deadline: Duration,
+) -> Result<(Servers, String), SnapshotError> {
     ask(repository, "PoWA collector", deadline, async |client, about| {
-        Ok(server::list(client, &about.powa.schema).await?)
+        Ok((server::list(client, &about.powa.schema).await?, about.repository))
     })
     .await
 }

@@ -78,6 +78,8 @@ struct Log {
     path: Option<TempPath>,
     written: u64,
     gathered: Vec<u8>,
+    /// What was read last, and from where. What follows it in the file mostly is what is wanted next.
+    ahead: (u64, Bytes),
 }
 
 /// The rows for one table: where they are in the body, and how many.
@@ -176,8 +178,8 @@ impl Spool {
         let directory = self.directory.clone();
         let made = blocking(move || unsealed(&directory)).await;
         let (file, path) = made.map_err(|source| failure("make", &self.directory, source))?;
-        let (file, path) = (Arc::new(file), Some(path));
-        let mut log = Log { file, path, written: 0, gathered: std::mem::take(memory) };
+        let gathered = std::mem::take(memory);
+        let mut log = Log { path: Some(path), gathered, ..Log::of(Arc::new(file), 0) };
         let written = log.write().await;
         // It has the room of all that was in memory.
         log.gathered = Vec::new();
@@ -252,12 +254,7 @@ impl Spool {
             errors: index.errors.clone(),
             time: index.time.clone(),
             sections: index.tables.iter().map(section).collect(),
-            body: Body::File(Log {
-                file: Arc::clone(&file),
-                path: None,
-                written: rows,
-                gathered: Vec::new(),
-            }),
+            body: Body::File(Log::of(Arc::clone(&file), rows)),
             checksum: crc32fast::Hasher::new(),
             memory_limit: 0,
             directory,
@@ -295,7 +292,7 @@ impl Spool {
         match (&self.body, &self.sealed) {
             (Body::Memory(_), Some(sealed)) => {
                 let (file, written) = (Arc::clone(&sealed.file), self.length());
-                self.body = Body::File(Log { file, path: None, written, gathered: Vec::new() });
+                self.body = Body::File(Log::of(file, written));
                 Ok(())
             }
             _ => {
@@ -364,33 +361,21 @@ impl Spool {
     ///
     /// # Errors
     /// When the file cannot be read back.
-    pub async fn read(&self, part: &mut Part) -> Result<Option<Bytes>, SpoolError> {
-        let ranges = part.take(BLOCK_BYTES as u64);
-        if ranges.is_empty() {
-            return Ok(None);
-        }
-        let data = match &self.body {
-            Body::Memory(memory) => {
-                let slices = ranges.iter().map(|range| &memory[index(range.start)..index(range.end)]);
-                slices.collect::<Vec<_>>().concat()
-            }
+    pub async fn read(&mut self, part: &mut Part) -> Result<Option<Bytes>, SpoolError> {
+        let Some(piece) = part.pieces.front_mut() else { return Ok(None) };
+        let wanted = piece.start..piece.end.min(piece.start + BLOCK_BYTES as u64);
+        let data = match &mut self.body {
+            Body::Memory(memory) => Bytes::copy_from_slice(&memory[index(wanted.start)..index(wanted.end)]),
             Body::File(log) => {
-                let file = Arc::clone(&log.file);
-                let read = move || {
-                    let length: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-                    let mut data = vec![0; index(length)];
-                    let mut rest = data.as_mut_slice();
-                    for range in ranges {
-                        let (here, after) = rest.split_at_mut(index(range.end - range.start));
-                        file.read_exact_at(here, range.start)?;
-                        rest = after;
-                    }
-                    Ok(data)
-                };
-                blocking(read).await.map_err(|source| failure("read", &self.directory, source))?
+                let read = log.read(wanted).await;
+                read.map_err(|source| failure("read", &self.directory, source))?
             }
         };
-        Ok(Some(Bytes::from(data)))
+        piece.start += data.len() as u64;
+        if piece.start == piece.end {
+            part.pieces.pop_front();
+        }
+        Ok(Some(data))
     }
 
     pub fn rows(&self) -> u64 {
@@ -408,25 +393,6 @@ impl Spool {
     }
 }
 
-impl Part {
-    /// Takes the next pieces, of so many bytes together at most.
-    fn take(&mut self, bytes: u64) -> Vec<Range<u64>> {
-        let mut taken = Vec::new();
-        let mut room = bytes;
-        while room > 0 {
-            let Some(piece) = self.pieces.front_mut() else { break };
-            let end = piece.end.min(piece.start + room);
-            taken.push(piece.start..end);
-            room -= end - piece.start;
-            piece.start = end;
-            if piece.start == piece.end {
-                self.pieces.pop_front();
-            }
-        }
-        taken
-    }
-}
-
 impl From<Part> for Rows {
     fn from(part: Part) -> Self {
         Self {
@@ -439,6 +405,29 @@ impl From<Part> for Rows {
 }
 
 impl Log {
+    /// A file with so many bytes of rows.
+    fn of(file: Arc<File>, written: u64) -> Self {
+        Self { file, path: None, written, gathered: Vec::new(), ahead: (0, Bytes::new()) }
+    }
+
+    /// Reads from the beginning of `wanted`, and all of it if what was read ahead has it.
+    async fn read(&mut self, wanted: Range<u64>) -> io::Result<Bytes> {
+        let (begin, block) = &self.ahead;
+        if !(*begin..begin + block.len() as u64).contains(&wanted.start) {
+            let (file, begin) = (Arc::clone(&self.file), wanted.start);
+            let length = index((self.written - begin).min(BLOCK_BYTES as u64));
+            let read = move || {
+                let mut data = vec![0; length];
+                file.read_exact_at(&mut data, begin)?;
+                Ok(Bytes::from(data))
+            };
+            self.ahead = (begin, blocking(read).await?);
+        }
+        let (begin, block) = &self.ahead;
+        let from = index(wanted.start - begin);
+        Ok(block.slice(from..block.len().min(index(wanted.end - begin))))
+    }
+
     /// Writes what was gathered and gives the file its name.
     async fn seal(&mut self, to: PathBuf) -> io::Result<Arc<File>> {
         let rows = self.written;
@@ -497,7 +486,7 @@ mod tests {
         Table { schema: None, name: name.to_owned() }
     }
 
-    async fn all(spool: &Spool, name: &str) -> (u64, String) {
+    async fn all(spool: &mut Spool, name: &str) -> (u64, String) {
         let mut part = spool.parts().into_iter().find(|part| part.target == table(name)).unwrap();
         let rows = part.rows;
         let mut text = Vec::new();
@@ -530,8 +519,8 @@ mod tests {
             assert_eq!(spool.is_in_memory(), limit == 1000);
             let targets: Vec<_> = spool.parts().into_iter().map(|part| part.target.name).collect();
             assert_eq!(targets, ["a", "b"]);
-            assert_eq!(all(&spool, "a").await, (4, "1\n2\n3\n7\n".to_owned()));
-            assert_eq!(all(&spool, "b").await, (1, "b\n".to_owned()));
+            assert_eq!(all(&mut spool, "a").await, (4, "1\n2\n3\n7\n".to_owned()));
+            assert_eq!(all(&mut spool, "b").await, (1, "b\n".to_owned()));
             assert_eq!((spool.rows(), spool.bytes()), (5, 10));
         }
     }
@@ -542,7 +531,7 @@ mod tests {
         fill(&mut spool).await;
         spool.move_to_file().await.unwrap();
         assert!(!spool.is_in_memory());
-        assert_eq!(all(&spool, "a").await.0, 4);
+        assert_eq!(all(&mut spool, "a").await.0, 4);
     }
 
     #[tokio::test]
@@ -552,7 +541,7 @@ mod tests {
         let row = vec![b'r'; BLOCK_BYTES + 17];
         spool.append(section, &row, 1).await.unwrap();
         spool.finish().await.unwrap();
-        assert_eq!(all(&spool, "a").await.1.len(), row.len());
+        assert_eq!(all(&mut spool, "a").await.1.len(), row.len());
     }
 
     #[tokio::test]

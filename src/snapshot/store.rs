@@ -12,10 +12,11 @@ use tokio_postgres::{CopyInSink, Error};
 
 use super::file::Mark;
 use super::spool::{Part, Spool, SpoolError};
+use super::{BACK, SAVEPOINT};
 use crate::config::Timeouts;
 use crate::postgres::extension::{Powa, Table, in_schema};
 use crate::postgres::repository::Object;
-use crate::postgres::session::ends_connection;
+use crate::postgres::session::{ends_connection, start};
 use crate::postgres::text::causes;
 use crate::server::ServerId;
 
@@ -56,9 +57,9 @@ pub struct Stored {
     pub was_there: bool,
 }
 
-/// What is stored, besides the rows.
+/// Where a snapshot goes.
 #[derive(Debug, Clone, Copy)]
-pub struct Subject<'a> {
+pub struct Destination<'a> {
     pub powa: &'a Powa,
     pub server: ServerId,
     /// The repository that it is for.
@@ -88,18 +89,19 @@ fn is_passing(error: &Error) -> bool {
     })
 }
 
-/// Stores a snapshot. Gives the connection back, for what follows.
+/// Stores a snapshot. `parts`: all of the spool's. Gives the connection back, for what follows.
 ///
 /// # Errors
 /// When the snapshot is not stored. The connection then goes back by itself, if it is good for another.
 pub async fn store(
     mut client: Object,
-    subject: Subject<'_>,
+    destination: Destination<'_>,
     spool: &mut Spool,
+    parts: Vec<Part>,
     timeouts: Timeouts,
 ) -> Result<(Stored, Object), StoreError> {
     let deadline = timeouts.store;
-    let storing = transaction(&mut client, subject, spool, timeouts.query);
+    let storing = transaction(&mut client, destination, spool, parts, timeouts.query);
     let error = match timeout(deadline, storing).await {
         Ok(Ok(stored)) => return Ok((stored, client)),
         Ok(Err(error)) => error,
@@ -120,11 +122,12 @@ pub async fn store(
 
 async fn transaction(
     client: &mut Object,
-    subject: Subject<'_>,
+    destination: Destination<'_>,
     spool: &mut Spool,
+    parts: Vec<Part>,
     first_answer: Duration,
 ) -> Result<Stored, StoreError> {
-    let Subject { powa, server, repository, application_name } = subject;
+    let Destination { powa, server, repository, application_name } = destination;
     // One that does not even answer this is not waited for as long as a store may take.
     let session = match timeout(first_answer, name_session(client, application_name)).await {
         Ok(session) => session?,
@@ -142,24 +145,21 @@ async fn transaction(
             return Ok(Stored { errors: 0, was_there: true });
         }
     }
-    client.batch_execute("BEGIN").await?;
     let statement = in_schema(include_str!("../../sql/repository/lock_server.sql"), &powa.schema);
     let statement = client.prepare_cached(&statement).await?;
-    if let Err(error) = client.query_opt(&statement, &[&server.0]).await {
+    let begun = start(client.batch_execute("BEGIN"));
+    let locked = client.query_opt(&statement, &[&server.0]).await;
+    begun.await?;
+    if let Err(error) = locked {
         let is_busy = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
         return Err(if is_busy { StoreError::Busy(server) } else { error.into() });
     }
     let mut targets = Vec::new();
-    for part in spool.parts() {
+    for part in lock_tables(client, parts, spool).await? {
         let target = part.target.quoted();
         match copy(client, part, spool).await {
             Ok(()) => targets.push(target),
-            Err(StoreError::Connection(error))
-                if !ends_connection(&error) && !is_passing(&error) && !client.is_closed() =>
-            {
-                client.batch_execute("ROLLBACK TO SAVEPOINT datasource").await?;
-                spool.errors.push(format!("{target}: {}", causes(&error)));
-            }
+            Err(StoreError::Connection(error)) => go_without(client, &target, error, spool).await?,
             Err(error) => return Err(error),
         }
     }
@@ -184,11 +184,13 @@ async fn transaction(
         client.execute(&statement, &[&server.0, &spool.errors]).await?;
     }
     // powa_take_snapshot leaves a name of its own. Who sees the snapshot sees the right name again.
-    name_session(client, application_name).await?;
+    let named = start(name_session(client, application_name));
     // If its answer does not reach us, this tells afterwards what has become of it.
     let sequence = row.get::<_, Option<i64>>("sequence").unwrap_or_default();
     spool.set_mark(Mark { transaction: row.get("transaction"), sequence }).await?;
-    client.batch_execute("COMMIT").await?;
+    let committed = start(client.batch_execute("COMMIT"));
+    named.await?;
+    committed.await?;
     Ok(Stored { errors, was_there: false })
 }
 
@@ -210,18 +212,61 @@ async fn was_stored(client: &Object, powa: &Powa, server: ServerId, mark: Mark) 
     }
 }
 
-/// Copies the rows of one table, behind a savepoint to return to when that fails.
+/// Locks the tables that rows are copied into. Gives those parts whose table is there and may be written.
 ///
-/// The lock comes first because tokio-postgres loses the connection when the server refuses a `COPY` before it
+/// The locks come first because tokio-postgres loses the connection when the server refuses a `COPY` before it
 /// reads from it: two Syncs are sent where the server then expects one
 /// (<https://github.com/rust-postgres/rust-postgres/pull/1337>). What a `COPY` is refused for, a table that is
 /// not there, a missing grant, a lock that is not to be had in time, the lock is refused for as well.
+async fn lock_tables(client: &Object, parts: Vec<Part>, spool: &mut Spool) -> Result<Vec<Part>, StoreError> {
+    if parts.is_empty() {
+        return Ok(parts);
+    }
+    let lock = |targets: &str| format!("{SAVEPOINT}; LOCK TABLE {targets} IN ROW EXCLUSIVE MODE");
+    let targets: Vec<String> = parts.iter().map(|part| part.target.quoted()).collect();
+    match client.batch_execute(&lock(&targets.join(", "))).await {
+        Ok(()) => return Ok(parts),
+        Err(error) if is_of_one_table(client, &error) => client.batch_execute(BACK).await?,
+        Err(error) => return Err(error.into()),
+    }
+    // One of them cannot be had. All but that one, then.
+    let mut locked = Vec::with_capacity(parts.len());
+    for (part, target) in parts.into_iter().zip(targets) {
+        match client.batch_execute(&lock(&target)).await {
+            Ok(()) => locked.push(part),
+            Err(error) => go_without(client, &target, error, spool).await?,
+        }
+    }
+    Ok(locked)
+}
+
+/// Goes on without what one table does not take, if it is no more than that.
+async fn go_without(
+    client: &Object,
+    target: &str,
+    error: Error,
+    spool: &mut Spool,
+) -> Result<(), StoreError> {
+    if !is_of_one_table(client, &error) {
+        return Err(error.into());
+    }
+    client.batch_execute(BACK).await?;
+    spool.errors.push(format!("{target}: {}", causes(&error)));
+    Ok(())
+}
+
+fn is_of_one_table(client: &Object, error: &Error) -> bool {
+    !ends_connection(error) && !is_passing(error) && !client.is_closed()
+}
+
+/// Copies the rows of one table, which is locked, behind a savepoint to return to when that fails.
 async fn copy(client: &Object, mut part: Part, spool: &mut Spool) -> Result<(), StoreError> {
     let target = part.target.quoted();
-    let prepare = format!("SAVEPOINT datasource; LOCK TABLE {target} IN ROW EXCLUSIVE MODE");
-    client.batch_execute(&prepare).await?;
     let statement = client.prepare_cached(&format!("COPY {target} FROM STDIN")).await?;
-    let sink: CopyInSink<Bytes> = match client.copy_in(&statement).await {
+    let saved = start(client.batch_execute(SAVEPOINT));
+    let begun = client.copy_in(&statement).await;
+    saved.await?;
+    let sink: CopyInSink<Bytes> = match begun {
         Ok(sink) => sink,
         Err(source) if !ends_connection(&source) => {
             return Err(StoreError::Refused { table: part.target, source });

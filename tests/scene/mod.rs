@@ -2,6 +2,10 @@
 //! says so.
 #![allow(dead_code, reason = "each test file uses a part of this module")]
 
+pub mod outage;
+
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
@@ -65,6 +69,30 @@ impl Scene {
             id,
         };
         scene.rest_until_asked(id).await;
+        scene
+    }
+
+    /// A repository and a database `monitored`, both in this cluster, with snapshots of so many marked rows. The
+    /// collector is to reach the server at this port.
+    pub async fn marked(cluster: Cluster, server: u16, rows: i64) -> Scene {
+        cluster.create_repository("powa").await;
+        run(&cluster.client("postgres").await, "CREATE DATABASE monitored TEMPLATE powa").await;
+        let server = Registration::new("127.0.0.1", server).dbname("monitored").extensions(EXTENSIONS);
+        let scene = Scene::of(cluster, "powa", server).await;
+        scene.leave_out_catalogs("").await;
+        scene.add_marked(rows).await;
+        scene
+    }
+
+    /// A repository in a cluster of its own, and a server in the database `powa` of another one. What the repository
+    /// has committed stays, also when it crashes.
+    pub async fn apart(monitored: &Cluster, server: Registration) -> Scene {
+        let repository = Cluster::builder(monitored.powa());
+        let repository = repository.setting("autovacuum", "off").setting("synchronous_commit", "on").start();
+        repository.create_repository("powa").await;
+        let mut scene = Scene::of(repository, "powa", server).await;
+        scene.monitored = monitored.client("powa").await;
+        scene.leave_out_catalogs("").await;
         scene
     }
 
@@ -174,18 +202,31 @@ impl Scene {
 
     /// How many snapshots of the server are in the repository.
     pub async fn snapshots(&self) -> i64 {
-        let sql = "SELECT coalesce_seq - 1 FROM {powa}.powa_snapshot_metas WHERE srvid = $1";
-        self.one(sql, &[&self.id]).await
+        self.snapshots_of(self.id).await
     }
 
     pub async fn wait_for_snapshots(&self, least: i64) {
-        wait_until("the snapshots are there", 2 * DEADLINE, async || self.snapshots().await >= least).await;
+        self.wait_for_snapshots_of(self.id, least).await;
+    }
+
+    pub async fn snapshots_of(&self, server: i32) -> i64 {
+        let sql = "SELECT coalesce_seq - 1 FROM {powa}.powa_snapshot_metas WHERE srvid = $1";
+        self.one(sql, &[&server]).await
+    }
+
+    pub async fn wait_for_snapshots_of(&self, server: i32, least: i64) {
+        let what = format!("{least} snapshots of server {server}");
+        wait_until(&what, 2 * DEADLINE, async || self.snapshots_of(server).await >= least).await;
     }
 
     /// What `powa_snapshot_metas` says of the last snapshot.
     pub async fn errors(&self) -> Vec<String> {
+        self.errors_of(self.id).await
+    }
+
+    pub async fn errors_of(&self, server: i32) -> Vec<String> {
         let sql = "SELECT coalesce(errors, ARRAY[]::text[]) FROM {powa}.powa_snapshot_metas WHERE srvid = $1";
-        self.one(sql, &[&self.id]).await
+        self.one(sql, &[&server]).await
     }
 
     /// The one error of the last snapshot.
@@ -247,15 +288,7 @@ impl Scene {
     /// A datasource of the test's own: `query` gives rows of `columns` on the monitored server, and they go
     /// to `test_NAME_history` on the repository.
     pub async fn add_datasource(&self, name: &str, columns: &str, query: &str, cleanup: Option<&str>) {
-        let remote_powa = powa_schema(&self.monitored).await;
-        run(
-            &self.monitored,
-            &format!(
-                "CREATE FUNCTION {remote_powa}.test_{name}_src(_srvid integer) RETURNS TABLE ({columns}) \
-                 STABLE LANGUAGE sql AS $function$ {query} $function$"
-            ),
-        )
-        .await;
+        add_source(&self.monitored, name, columns, query).await;
         self.run(&format!(
             "CREATE TABLE {{powa}}.test_{name}_src_tmp (srvid integer NOT NULL, {columns});
              CREATE TABLE {{powa}}.test_{name}_history (LIKE {{powa}}.test_{name}_src_tmp);
@@ -293,8 +326,12 @@ impl Scene {
 
     /// A datasource of so many rows, each with the time of its snapshot: what [`Scene::account`] counts.
     pub async fn add_marked(&self, rows: i64) {
-        let query = format!("SELECT now(), number FROM generate_series(1, {rows}) AS number");
-        self.add_datasource("marked", "ts timestamptz, number integer", &query, None).await;
+        self.add_datasource("marked", MARKED, &marked_rows(rows), None).await;
+    }
+
+    /// Where its rows come from in another database that is monitored.
+    pub async fn add_marked_source(&self, monitored: &Client, rows: i64) {
+        add_source(monitored, "marked", MARKED, &marked_rows(rows)).await;
     }
 
     /// The same for all servers that are registered by now.
@@ -306,12 +343,15 @@ impl Scene {
             )
             .await;
         } else {
-            self.run(
+            self.execute(
                 "INSERT INTO {powa}.powa_functions
                  (srvid, module, operation, function_name, query_source, query_cleanup)
                  SELECT s.id, f.module, f.operation, f.function_name, f.query_source, f.query_cleanup
                  FROM {powa}.powa_functions AS f, {powa}.powa_servers AS s
-                 WHERE f.function_name = 'test_marked_snapshot' AND s.id > 0 AND s.id <> f.srvid",
+                 WHERE f.function_name = 'test_marked_snapshot' AND f.srvid = $1 AND s.id > 0 AND NOT EXISTS (
+                     SELECT FROM {powa}.powa_functions AS o
+                     WHERE o.srvid = s.id AND o.function_name = f.function_name)",
+                &[&self.id],
             )
             .await;
         }
@@ -335,6 +375,23 @@ impl Scene {
         times
     }
 
+    /// Which of these snapshots' times are in no snapshot of the repository.
+    pub async fn missing(&self, fetched: &BTreeSet<String>) -> Vec<String> {
+        let times = "SELECT DISTINCT to_char(ts AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'
+            FROM {powa}.test_marked_history";
+        let rows = self.repository.query(&self.sql(times), &[]).await.expect("the times");
+        let there: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
+        fetched.difference(&there).cloned().collect()
+    }
+
+    /// The longest time between two snapshots of a server, in seconds.
+    pub async fn longest_gap(&self, server: i32) -> f64 {
+        let gap = "SELECT coalesce(max(extract(epoch FROM ts - before)), 0)::float8 FROM (
+            SELECT ts, lag(ts) OVER (ORDER BY ts) AS before FROM {powa}.test_marked_history WHERE srvid = $1
+            GROUP BY ts) AS times";
+        self.one(gap, &[&server]).await
+    }
+
     pub async fn execute(&self, statement: &str, parameters: &[&(dyn ToSql + Sync)]) {
         let statement = self.sql(statement);
         self.repository
@@ -342,6 +399,29 @@ impl Scene {
             .await
             .unwrap_or_else(|error| panic!("{error:?}: {statement}"));
     }
+}
+
+/// The columns of [`Scene::add_marked`].
+const MARKED: &str = "ts timestamptz, number integer";
+
+fn marked_rows(rows: i64) -> String {
+    format!("SELECT now(), number FROM generate_series(1, {rows}) AS number")
+}
+
+/// The side of a datasource that is on the monitored server.
+pub async fn add_source(monitored: &Client, name: &str, columns: &str, query: &str) {
+    let powa = powa_schema(monitored).await;
+    let statement = format!(
+        "CREATE FUNCTION {powa}.test_{name}_src(_srvid integer) RETURNS TABLE ({columns}) \
+         STABLE LANGUAGE sql AS $function$ {query} $function$"
+    );
+    run(monitored, &statement).await;
+}
+
+/// The times of the snapshots that a collector says, at the debug level, that it has fetched.
+pub fn fetched(log: &str) -> BTreeSet<String> {
+    let times = log.lines().filter_map(|line| line.split_once("fetched: the snapshot of "));
+    times.map(|(_, time)| time.trim().to_owned()).collect()
 }
 
 /// Runs statements.

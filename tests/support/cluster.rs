@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use std::{net, process::id, thread};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use tokio_postgres::{Client, NoTls};
 
 use super::installation::{Installation, Powa, target};
@@ -42,6 +44,7 @@ const TRUST: &str = "
 local all all trust
 host all all 127.0.0.0/8 trust
 host all all ::1/128 trust
+host replication all 127.0.0.0/8 trust
 ";
 
 /// A running cluster with a directory and a port of its own. Dropped, it is stopped and removed; when the
@@ -106,6 +109,34 @@ impl Cluster {
 
     pub fn builder(powa: Powa) -> ClusterBuilder {
         ClusterBuilder { powa, settings: String::new(), hba: TRUST.to_owned() }
+    }
+
+    /// A standby of this cluster, at its level by now.
+    pub fn standby(&self) -> Cluster {
+        let installation = Installation::find(self.powa());
+        let directory = new_directory(&installation);
+        let mut standby = Cluster { installation, directory, port: Port::reserve(), server: None };
+        standby.make_folder("socket");
+        standby.make_folder("data");
+        standby.give_away(&standby.data_directory(), 0o700);
+        let mut copy = standby.installation.command("pg_basebackup", "KILL");
+        copy.args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-h", "127.0.0.1", "-U", "postgres"]);
+        copy.arg("-p").arg(self.port().to_string()).arg("-D").arg(standby.inside(&standby.data_directory()));
+        let output = copy.output().expect("run pg_basebackup");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // The settings came with the copy.
+        standby.set("port", &standby.port().to_string());
+        standby.set("unix_socket_directories", &standby.server_socket_directory());
+        if let Err(log) = standby.try_start() {
+            panic!("the standby did not start:\n{log}");
+        }
+        standby
+    }
+
+    /// Makes a primary of a standby.
+    pub async fn promote(&self) {
+        let promoted = self.client("postgres").await.query_one("SELECT pg_promote()", &[]).await;
+        assert!(promoted.expect("promote the standby").get::<_, bool>(0), "it stays a standby");
     }
 
     pub fn powa(&self) -> Powa {
@@ -209,6 +240,20 @@ impl Cluster {
     pub fn start_again(&mut self) {
         if let Err(log) = self.try_start() {
             panic!("PostgreSQL did not start again:\n{log}");
+        }
+    }
+
+    /// Sends a signal to all of the server's processes.
+    pub fn signal_all(&mut self, signal: Signal) {
+        let server = self.server.as_ref().expect("a running server");
+        let postmaster = server.id();
+        let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
+        let children = children.expect("its children");
+        // First who could start more of them.
+        process::signal(server, signal);
+        for child in children.split_whitespace() {
+            // One that has just ended needs no signal.
+            let _ = kill(Pid::from_raw(child.parse().expect("a process id")), signal);
         }
     }
 

@@ -29,11 +29,19 @@ pub struct Collector {
 
 pub struct CollectorBuilder {
     config: Option<Value>,
+    /// A command that becomes the program.
+    wrapper: Vec<OsString>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
 }
 
 impl CollectorBuilder {
+    /// Runs it by a command that becomes the program, such as `prlimit`: with these words before the program's own.
+    pub fn wrapper(mut self, words: &[&str]) -> Self {
+        self.wrapper = words.iter().map(OsString::from).collect();
+        self
+    }
+
     /// Added after `-c FILE`.
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
@@ -82,7 +90,7 @@ impl CollectorBuilder {
         let directory = tempfile::Builder::new().prefix(&prefix).tempdir_in(env!("CARGO_TARGET_TMPDIR"));
         let directory = directory.expect("make the collector's directory");
         let mut command = Command::new("/usr/bin/setpriv");
-        command.arg("--pdeathsig=KILL").arg(env!("CARGO_BIN_EXE_powa-collector"));
+        command.arg("--pdeathsig=KILL").args(&self.wrapper).arg(env!("CARGO_BIN_EXE_powa-collector"));
         if let Some(config) = &self.config {
             let file = config_path(directory.path());
             write_config(&file, config);
@@ -108,12 +116,12 @@ impl Collector {
     }
 
     pub fn builder(config: Value) -> CollectorBuilder {
-        CollectorBuilder { config: Some(config), arguments: Vec::new(), environment: Vec::new() }
+        CollectorBuilder { config: Some(config), ..Collector::bare() }
     }
 
     /// Without `-c`: for the tests of where the file is searched, and of `--help`.
     pub fn bare() -> CollectorBuilder {
-        CollectorBuilder { config: None, arguments: Vec::new(), environment: Vec::new() }
+        CollectorBuilder { config: None, wrapper: Vec::new(), arguments: Vec::new(), environment: Vec::new() }
     }
 
     /// The working directory, home, and `TMPDIR` of the program.
@@ -168,6 +176,30 @@ impl Collector {
     /// How many lines the log has: where [`wait_for_log_after`](Self::wait_for_log_after) may begin.
     pub fn log_position(&self) -> usize {
         self.lines().len()
+    }
+
+    /// The lines of the log that say that something is wrong.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings_after(0)
+    }
+
+    /// Of the lines after the first `position`.
+    pub fn warnings_after(&self, position: usize) -> Vec<String> {
+        let is_warning = |line: &String| line.contains(" WARN ") || line.contains("ERROR ");
+        self.lines().into_iter().skip(position).filter(is_warning).collect()
+    }
+
+    /// The lines that a server's worker has logged: all, or those that say that something is wrong.
+    pub fn log_of(&self, server: i32) -> Vec<String> {
+        let mut lines = self.lines();
+        lines.retain(|line| line.contains(&format!("srvid={server}}}")));
+        lines
+    }
+
+    pub fn warnings_of(&self, server: i32) -> Vec<String> {
+        let mut lines = self.warnings();
+        lines.retain(|line| line.contains(&format!("srvid={server}}}")));
+        lines
     }
 
     /// Waits for a line that has `text`, and returns the first one.

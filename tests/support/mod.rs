@@ -17,6 +17,7 @@ mod installation;
 mod libpq;
 mod process;
 mod proxy;
+mod spool;
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ pub use installation::Powa;
 pub use libpq::{Connected, Libpq, LibpqKeyword, LibpqParser, Pairs};
 pub use nix::sys::signal::Signal;
 pub use proxy::{Fault, Proxy};
+pub use spool::Spool;
 
 /// How long a test waits for something that should take a moment.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -64,6 +66,18 @@ macro_rules! on_both_versions {
     };
 }
 pub(crate) use on_both_versions;
+
+/// A number that an environment variable may give.
+pub fn number_from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
+}
+
+/// What chance is made of in a test that has any: `SWEEP_SEED`, or new each time. It is printed, for another run.
+pub fn seed() -> u64 {
+    let seed = number_from_environment("SWEEP_SEED", rand::random());
+    eprintln!("SWEEP_SEED={seed}");
+    seed
+}
 
 /// Tries `probe` until it answers `true` or `Some`, and returns what it answered. Panics, naming `what`,
 /// after `deadline`.

@@ -123,6 +123,30 @@ impl Given {
     /// # Errors
     /// When the service cannot be found, or nothing tells the user.
     pub fn complete(&self, environment: &Environment) -> Result<Options, ConnInfoError> {
+        let mut options = self.said(environment)?;
+        if options.get("sslmode").is_none() && options.get("sslrootcert") == Some("system") {
+            options.set("sslmode", "verify-full")?;
+        }
+        for keyword in &KEYWORDS {
+            if let Some(default) = keyword.default {
+                options.fill(keyword, default);
+            }
+        }
+        if options.filled("user").is_none() {
+            let Some(user) = environment.user() else {
+                return Err(ConnInfoError::value("user", "not given, and the system has no name of ours"));
+            };
+            options.set("user", &user)?;
+        }
+        if options.filled("dbname").is_none() {
+            let user = options.get("user").unwrap_or_default().to_owned();
+            options.set("dbname", &user)?;
+        }
+        Ok(options)
+    }
+
+    /// What somebody has said: here, in the service or in the environment.
+    fn said(&self, environment: &Environment) -> Result<Options, ConnInfoError> {
         let mut options = self.options.clone();
         let service = options.get("service").map(str::to_owned).or_else(|| {
             environment.variable("PGSERVICE").map(|service| service.to_string_lossy().into_owned())
@@ -147,24 +171,6 @@ impl Given {
                     options.fill(keyword, "require");
                 }
             }
-        }
-        if options.get("sslmode").is_none() && options.get("sslrootcert") == Some("system") {
-            options.set("sslmode", "verify-full")?;
-        }
-        for keyword in &KEYWORDS {
-            if let Some(default) = keyword.default {
-                options.fill(keyword, default);
-            }
-        }
-        if options.filled("user").is_none() {
-            let Some(user) = environment.user() else {
-                return Err(ConnInfoError::value("user", "not given, and the system has no name of ours"));
-            };
-            options.set("user", &user)?;
-        }
-        if options.filled("dbname").is_none() {
-            let user = options.get("user").unwrap_or_default().to_owned();
-            options.set("dbname", &user)?;
         }
         Ok(options)
     }
@@ -257,6 +263,20 @@ impl ConnInfo {
             if let Some(command) = &given.password_command {
                 conninfo.password = Password::Command(Arc::clone(command));
             }
+        }
+        Ok(conninfo)
+    }
+
+    /// To a server that is to be written to. Of several hosts it is one that takes changes, unless somebody says what
+    /// it is to be like: libpq takes the first that answers. One host is taken as it is, since there is no other.
+    ///
+    /// # Errors
+    /// As [`ConnInfo::new`].
+    pub fn to_write(given: &Given, environment: &Environment) -> Result<Self, ConnInfoError> {
+        let mut conninfo = Self::new(given, environment)?;
+        let is_open = given.said(environment)?.get("target_session_attrs").is_none();
+        if is_open && conninfo.hosts.len() > 1 {
+            conninfo.session_attrs = SessionAttrs::ReadWrite;
         }
         Ok(conninfo)
     }
@@ -354,6 +374,34 @@ mod tests {
             r#"character 8 of the connection string: there is no option "sslmod"; the nearest is "sslmode""#
         );
         assert!(error("postgresql://h/d?sslmod=require").contains(r#""sslmod"; the nearest is "sslmode""#));
+    }
+
+    #[test]
+    fn what_is_written_to_must_take_changes_where_there_is_a_choice() {
+        let attrs = |dsn: &str, variables: &[(&str, &str)]| {
+            let home = tempfile::tempdir().unwrap();
+            let services = home.path().join("services");
+            std::fs::write(&services, "[plain]\nport=1\n[said]\ntarget_session_attrs=any\n").unwrap();
+            let services = services.to_str().unwrap().to_owned();
+            let mut all = vec![("HOME", "/nonexistent"), ("PGSERVICEFILE", &services)];
+            all.extend(variables);
+            let given = Given::by_string(&Secret::new(dsn)).unwrap();
+            ConnInfo::to_write(&given, &Environment::of(&all)).unwrap().session_attrs
+        };
+        for (dsn, expected) in [
+            ("user=u host=a", SessionAttrs::Any),
+            ("user=u host=a,b", SessionAttrs::ReadWrite),
+            ("user=u hostaddr=127.0.0.1,127.0.0.2", SessionAttrs::ReadWrite),
+            ("user=u host=a,b service=plain", SessionAttrs::ReadWrite),
+            ("user=u host=a,b service=said", SessionAttrs::Any),
+            ("user=u host=a,b target_session_attrs=any", SessionAttrs::Any),
+            ("user=u host=a,b target_session_attrs=primary", SessionAttrs::Primary),
+            ("user=u host=a target_session_attrs=read-write", SessionAttrs::ReadWrite),
+        ] {
+            assert_eq!(attrs(dsn, &[]), expected, "{dsn}");
+        }
+        assert_eq!(attrs("user=u", &[("PGHOST", "a,b")]), SessionAttrs::ReadWrite);
+        assert_eq!(attrs("user=u host=a,b", &[("PGTARGETSESSIONATTRS", "any")]), SessionAttrs::Any);
     }
 
     #[test]
