@@ -17,8 +17,10 @@ use scene::{Scene, one};
 use serde_json::json;
 use support::{Cluster, Collector, Fault, Powa, Proxy, on_both_versions, seed, wait_until};
 
-/// How many repositories are worked on side by side.
+/// How many repositories are worked on side by side. Each mostly waits: for the next snapshot, or a deadline.
 const LANES: usize = 4;
+/// The same when all points are tried.
+const LANES_OF_WHOLE: usize = 16;
 /// How many points each of them tries, unless all are tried.
 const POINTS: usize = 8;
 /// How long it may take until there is a new snapshot after a fault.
@@ -45,8 +47,9 @@ enum Side {
 async fn sweep(powa: Powa, side: Side) {
     let seed = seed();
     let is_whole = std::env::var("SWEEP").is_ok_and(|sweep| sweep == "whole");
+    let count = if is_whole { LANES_OF_WHOLE } else { LANES };
     let mut lanes = Vec::new();
-    for _ in 0..LANES {
+    for _ in 0..count {
         lanes.push(Lane::start(powa, side).await);
     }
     let mut points = lanes[0].points().await;
@@ -55,7 +58,7 @@ async fn sweep(powa: Powa, side: Side) {
     if !is_whole {
         points.truncate(LANES * POINTS);
     }
-    let share = points.len().div_ceil(LANES);
+    let share = points.len().div_ceil(count);
     join_all(lanes.iter().zip(points.chunks(share)).map(|(lane, points)| lane.try_all(points))).await;
     join_all(lanes.into_iter().map(Lane::account)).await;
 }
