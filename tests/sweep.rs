@@ -20,11 +20,15 @@ use support::{Cluster, Collector, Fault, Powa, Proxy, on_both_versions, seed, wa
 /// How many repositories are worked on side by side. Each mostly waits: for the next snapshot, or a deadline.
 const LANES: usize = 4;
 /// The same when all points are tried.
-const LANES_OF_WHOLE: usize = 16;
+const LANES_OF_WHOLE: usize = 8;
+/// How long a store may take, in seconds, and the same when all points are tried: there are more lanes then, which are
+/// all busy with a fault that costs them a deadline.
+const STORE: u64 = 6;
+const STORE_OF_WHOLE: u64 = 15;
 /// How many points each of them tries, unless all are tried.
 const POINTS: usize = 8;
 /// How long it may take until there is a new snapshot after a fault.
-const RECOVERY: Duration = Duration::from_secs(60);
+const RECOVERY: Duration = Duration::from_secs(100);
 /// How many rows a snapshot has in the table that is counted.
 const ROWS: i64 = 500;
 
@@ -47,10 +51,10 @@ enum Side {
 async fn sweep(powa: Powa, side: Side) {
     let seed = seed();
     let is_whole = std::env::var("SWEEP").is_ok_and(|sweep| sweep == "whole");
-    let count = if is_whole { LANES_OF_WHOLE } else { LANES };
+    let (count, store) = if is_whole { (LANES_OF_WHOLE, STORE_OF_WHOLE) } else { (LANES, STORE) };
     let mut lanes = Vec::new();
     for _ in 0..count {
-        lanes.push(Lane::start(powa, side).await);
+        lanes.push(Lane::start(powa, side, store).await);
     }
     let mut points = lanes[0].points().await;
     eprintln!("{} messages and ways in which they can go wrong", points.len());
@@ -71,7 +75,7 @@ struct Lane {
 }
 
 impl Lane {
-    async fn start(powa: Powa, side: Side) -> Lane {
+    async fn start(powa: Powa, side: Side, store: u64) -> Lane {
         // Aggregated often, and so not much at a time: all that is tried makes many snapshots.
         let cluster =
             Cluster::builder(powa).setting("autovacuum", "off").setting("powa.coalesce", "10").start();
@@ -87,7 +91,7 @@ impl Lane {
         let collector = Collector::start(json!({
             "repository": { "dsn": format!("host=127.0.0.1 port={repository} user=postgres dbname=powa") },
             "servers_refresh_interval": 5,
-            "timeouts": { "connect": 2, "query": 3, "datasource": 3, "fetch": 6, "store": 6, "close": 1 },
+            "timeouts": { "connect": 2, "query": 3, "datasource": 3, "fetch": 6, "store": store, "close": 1 },
         }));
         scene.wait_for_snapshots(1).await;
         Lane { collector, proxy, scene }
