@@ -1,8 +1,10 @@
 //! The command line.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use clap_mangen::Man;
 
 /// Takes PoWA snapshots of a fleet of PostgreSQL servers.
 ///
@@ -32,7 +34,59 @@ pub enum Command {
     ///
     /// Exit status: 0 when all is well, 1 when something is not, 2 when the configuration cannot be used.
     Check,
-    /// Take one snapshot of each server now and exit
+    /// Show how the collection of servers goes, as the collector at work says
+    ///
+    /// SERVER is an id, an alias or host:port of powa_servers. Without any, all servers are shown, those with a
+    /// problem first.
+    ///
+    /// Exit status: 0 when all is well with them, 1 when it is not, 2 when the configuration cannot be used, 3
+    /// when no collector answers.
+    Status {
+        #[arg(value_name = "SERVER")]
+        servers: Vec<String>,
+        /// Print JSON, an array of servers
+        #[arg(long)]
+        json: bool,
+        /// Show it again each second, in place
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Let the collector at work read its configuration and the servers again
+    ///
+    /// Exit status: 0 when it did, 1 when it could not, 2 when the configuration cannot be used, 3 when no
+    /// collector answers.
+    Reload,
+    /// Ask the collector at work for a snapshot of these servers now
+    ///
+    /// Exit status: 0 when all are under way or, with --wait, stored; 1 when one is not; 2 when the configuration
+    /// cannot be used; 3 when no collector answers.
+    Snapshot {
+        /// An id, an alias or host:port of powa_servers
+        #[arg(value_name = "SERVER", required = true)]
+        servers: Vec<String>,
+        /// Wait until they are stored, or have failed
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Let the collector at work read a server's catalogs with its next snapshot
+    ///
+    /// Exit status: 0 when it will, 1 when not, 2 when the configuration cannot be used, 3 when no collector
+    /// answers.
+    RefreshCatalogs {
+        /// An id, an alias or host:port of powa_servers
+        server: String,
+        /// Only those of these databases. Default: of all
+        #[arg(value_name = "DB")]
+        databases: Vec<String>,
+    },
+    /// Print a script that completes commands in a shell
+    Completions {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+    /// Take one snapshot of each server now, without a collector at work, and exit
     ///
     /// Exit status: 0 when all succeeded, 1 when one failed, 2 when the configuration cannot be used.
     Once {
@@ -42,10 +96,49 @@ pub enum Command {
     },
 }
 
+/// What a command prints that is about the command line itself. None for any other command.
+pub fn text(command: &Command) -> Option<String> {
+    let mut text = Vec::new();
+    match command {
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Arguments::command(), "powa-collector", &mut text);
+        }
+        Command::Man => manual(&mut text).expect("memory takes anything"),
+        _ => return None,
+    }
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// One page, with a section for each command.
+fn manual(page: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut command = Arguments::command();
+    command.build();
+    let manual = Man::new(command.clone()).section("8");
+    manual.render_title(page)?;
+    manual.render_name_section(page)?;
+    manual.render_synopsis_section(page)?;
+    manual.render_description_section(page)?;
+    manual.render_options_section(page)?;
+    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
+        writeln!(page, ".SH \"COMMAND {}\"", command.get_name().to_uppercase())?;
+        // These are told once, above.
+        let own = command.clone().mut_args(|arg| {
+            let is_everywhere = ["config", "help"].contains(&arg.get_id().as_str());
+            arg.hide(is_everywhere)
+        });
+        let manual = Man::new(own);
+        let mut section = Vec::new();
+        manual.render_synopsis_section(&mut section)?;
+        manual.render_description_section(&mut section)?;
+        manual.render_options_section(&mut section)?;
+        page.extend(String::from_utf8_lossy(&section).replace(".SH ", ".SS ").bytes());
+    }
+    manual.render_version_section(page)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

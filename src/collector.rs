@@ -192,6 +192,7 @@ impl Collector {
     fn serve(&mut self, request: Request, answer: oneshot::Sender<Answer>) {
         let reply = match request {
             Request::WorkersStatus(of) => Answer::Workers(self.fleet.status(of)),
+            Request::WorkersDetail(of) => Answer::Details(self.fleet.details(&of)),
             _ if self.is_stopping() => Answer::Error("the collector is stopping".to_owned()),
             Request::Reload => {
                 tracing::info!("reload: asked for over the control channel");

@@ -15,6 +15,7 @@ use crate::config::{Configuration, Settings};
 use crate::control::protocol::Of;
 use crate::postgres::repository::Repository;
 use crate::postgres::text::one_line;
+use crate::report::{Detail, Sheet, Waiting};
 use crate::schedule;
 use crate::server::{Server, ServerId};
 use crate::snapshot::backlog::Backlog;
@@ -99,6 +100,7 @@ struct Worker {
     server: Server,
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<State>,
+    sheet: Sheet,
     stop: CancellationToken,
     life: Life,
     started: Instant,
@@ -172,6 +174,25 @@ impl Fleet {
             Of::All => self.workers.iter().map(state).collect(),
             Of::One(id) => self.workers.get_key_value(&id).map(state).into_iter().collect(),
             Of::Nobody => Vec::new(),
+        }
+    }
+
+    /// How the collection of servers goes, in the order of their ids; of all when `of` is empty.
+    pub fn details(&self, of: &[ServerId]) -> Vec<Detail> {
+        let wanted = self.workers.iter().filter(|(id, _)| of.is_empty() || of.contains(id));
+        wanted.map(|(id, worker)| self.detail(*id, worker)).collect()
+    }
+
+    fn detail(&self, id: ServerId, worker: &Worker) -> Detail {
+        let (snapshots, bytes) = self.means.backlog.as_ref().map_or((0, 0), |backlog| backlog.of(id));
+        Detail {
+            srvid: id.0,
+            server: worker.server.name(false),
+            alias: worker.server.alias.clone(),
+            state: worker.state().to_string(),
+            frequency: worker.server.frequency.as_secs(),
+            report: worker.sheet.read(),
+            backlog: Waiting { snapshots: snapshots as u64, bytes },
         }
     }
 
@@ -272,11 +293,15 @@ impl Fleet {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (sender, state) = watch::channel(State::Unknown);
         let stop = CancellationToken::new();
-        let task = self.tasks.spawn(worker::run(assignment, receiver, sender, stop.clone()));
+        // What is known of a server outlasts a worker that failed.
+        let sheet = self.workers.get(&id).map(|worker| worker.sheet.clone()).unwrap_or_default();
+        let task = self.tasks.spawn(worker::run(assignment, receiver, sender, sheet.clone(), stop.clone()));
         self.task_ids.insert(task.id(), id);
         let started = Instant::now();
-        self.workers
-            .insert(id, Worker { server, commands, state, stop, life: Life::Working, started, faults: 0 });
+        self.workers.insert(
+            id,
+            Worker { server, commands, state, sheet, stop, life: Life::Working, started, faults: 0 },
+        );
     }
 
     /// Notes the end of a worker. Gives the server that it has stopped for.
@@ -297,6 +322,7 @@ impl Fleet {
                  {:.1} s",
                 wait.as_secs_f64()
             );
+            worker.sheet.failed("the worker ended by a fault of the collector: see the log");
             self.restarts.insert((Instant::now() + wait, id));
         }
         if worker.life != Life::Stopping {

@@ -6,7 +6,7 @@
 //! ```text
 //! powa_servers ─▶ collector ─▶ worker ─▶ turns ─▶ plan ─▶ fetch ─▶ spool ─▶ backlog ─▶ store ─▶ repository
 //! NOTIFY, signals ─▶ collector ─▶ worker                                                          │
-//! client ◀── pg_notify ◀── listener ◀── collector ◀── state (watch) ◀── worker ◀──────────────────┘
+//! client ◀── pg_notify ◀── listener ◀── collector ◀── state (watch), report ◀── worker ◀──────────┘
 //! ```
 //!
 //! - [`collector`] is the dispatcher. It owns all state; signals, control messages, what was read anew and the
@@ -14,6 +14,7 @@
 //! - [`fleet`] is its workers. It compares the servers that should be collected with the workers there are, and
 //!   changes only what differs.
 //! - [`worker`]: one task per server. Waits until a snapshot is due or asked for, takes it, says how it is.
+//! - [`report`]: what a worker writes down of how it goes, for whoever asks. [`client`] is who asks from the command line.
 //! - [`snapshot::turns`]: who is next. Of those that are due, the one that has been due longest.
 //! - [`snapshot::plan`]: what a snapshot of this server is made of. A short question to the repository.
 //! - [`snapshot::fetch`]: reads it. One transaction on the monitored server, all statements sent before the
@@ -48,7 +49,7 @@
 //! Dependencies point one way: `main` → [`collector`] → [`fleet`] → [`control`], [`worker`] → [`snapshot`] →
 //! [`postgres`];
 //! [`check`] and [`once`] stand beside [`collector`]. SQL lives in `sql/`, a file a statement, unless it is a
-//! line, and is sent from [`control`], [`snapshot`], [`server`], [`check`] and [`postgres`] only. Connections
+//! line, and is sent from [`control`], [`client`], [`snapshot`], [`server`], [`check`] and [`postgres`] only. Connections
 //! are opened in [`postgres::session`] only, by way of [`postgres::dial`]; what is not ours to know, variables
 //! and files, is read in [`config`], [`postgres::conninfo`] and [`postgres::tls`] only; what the system grants
 //! is settled in [`descriptors`] and [`memory`]; a program is run in [`postgres::password_command`] only. Tasks are spawned in
@@ -57,6 +58,7 @@
 
 pub mod check;
 pub mod cli;
+pub mod client;
 pub mod collector;
 pub mod config;
 pub mod control;
@@ -65,6 +67,7 @@ pub mod fleet;
 pub mod memory;
 pub mod once;
 pub mod postgres;
+pub mod report;
 pub mod schedule;
 pub mod server;
 pub mod signals;

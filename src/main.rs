@@ -4,16 +4,29 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use powa_collector::cli::{Arguments, Command};
+use powa_collector::cli::{self, Arguments, Command};
+use powa_collector::client::{self, ClientError, Display};
 use powa_collector::collector::{self, Ending};
 use powa_collector::{check, config, descriptors, memory, once, signals, telemetry};
 
 /// The configuration cannot be used.
 const EXIT_CONFIGURATION: u8 = 2;
+/// No collector answers.
+const EXIT_NOBODY: u8 = 3;
 
 fn main() -> ExitCode {
     memory::set_up();
     let arguments = Arguments::parse();
+    let command = arguments.command.unwrap_or(Command::Run);
+    if let Some(text) = cli::text(&command) {
+        return match client::print(&text) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("powa-collector: write the output: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let verbosity = telemetry::start();
     let loaded = match config::load(arguments.config.as_deref()) {
         Ok(loaded) => loaded,
@@ -22,8 +35,7 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_CONFIGURATION);
         }
     };
-    let command = arguments.command.unwrap_or(Command::Run);
-    if !matches!(command, Command::Check) {
+    if matches!(command, Command::Run | Command::Once { .. }) {
         loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     }
     let configuration = loaded.configuration;
@@ -51,6 +63,17 @@ fn main() -> ExitCode {
                 })
             }
             Command::Check => Ok(exit_code(check::run(&configuration, &loaded.warnings).await)),
+            Command::Status { servers, json, watch } => {
+                asked(client::status(&configuration, &servers, Display { json, watch }).await)
+            }
+            Command::Reload => asked(client::reload(&configuration).await),
+            Command::Snapshot { servers, wait } => {
+                asked(client::snapshot(&configuration, &servers, wait).await)
+            }
+            Command::RefreshCatalogs { server, databases } => {
+                asked(client::refresh_catalogs(&configuration, &server, &databases).await)
+            }
+            Command::Completions { .. } | Command::Man => unreachable!("printed above"),
             Command::Once { servers } => Ok(exit_code(once::run(&configuration, &servers).await?)),
         }
     });
@@ -60,6 +83,18 @@ fn main() -> ExitCode {
         eprintln!("powa-collector: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// How a command ended that asks a collector.
+fn asked(outcome: Result<bool, ClientError>) -> anyhow::Result<ExitCode> {
+    match outcome {
+        Ok(is_good) => Ok(exit_code(is_good)),
+        Err(error) if error.is_nobody_there() => {
+            eprintln!("powa-collector: {error}");
+            Ok(ExitCode::from(EXIT_NOBODY))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn exit_code(is_good: bool) -> ExitCode {

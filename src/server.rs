@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Error, Row};
 
 use crate::postgres::conninfo::{ConnInfoError, Given};
 use crate::postgres::extension::in_schema;
@@ -42,7 +42,7 @@ impl Server {
     pub fn name(&self, use_alias: bool) -> String {
         match &self.alias {
             Some(alias) if use_alias => alias.clone(),
-            _ => format!("{}:{}", self.hostname, self.port),
+            _ => address(&self.hostname, self.port),
         }
     }
 
@@ -122,6 +122,35 @@ pub async fn list(client: &Client, schema: &str) -> Result<Servers, Error> {
         }
     }
     Ok(servers)
+}
+
+/// What a server is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Name {
+    pub id: ServerId,
+    pub alias: Option<String>,
+    /// `host:port`.
+    pub address: String,
+}
+
+/// What the servers are called, those that are switched off too.
+///
+/// # Errors
+/// As [`list`].
+pub async fn names(client: &Client, schema: &str) -> Result<Vec<Name>, Error> {
+    let statement = in_schema(include_str!("../sql/repository/server_names.sql"), schema);
+    let rows = client.query(&statement, &[]).await?;
+    let name = |row: &Row| Name {
+        id: ServerId(row.get("id")),
+        alias: row.get("alias"),
+        address: address(row.get("hostname"), row.get("port")),
+    };
+    Ok(rows.iter().map(name).collect())
+}
+
+/// How a server is called that has no other name.
+fn address(hostname: &str, port: i32) -> String {
+    format!("{hostname}:{port}")
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use crate::postgres::conninfo::{ConnInfo, ConnInfoError, Given};
 use crate::postgres::repository::Repository;
 use crate::postgres::session::application_name;
 use crate::postgres::text::one_line;
+use crate::report::Sheet;
 use crate::schedule;
 use crate::server::{Server, ServerId};
 use crate::snapshot::backlog::{Aside, Backlog, Ticket};
@@ -156,6 +157,7 @@ pub async fn run(
     assignment: Assignment,
     mut commands: mpsc::Receiver<Command>,
     state: watch::Sender<State>,
+    sheet: Sheet,
     stop: CancellationToken,
 ) -> Exit {
     let mut wishes = Wishes { versions: true, ..Wishes::default() };
@@ -164,6 +166,7 @@ pub async fn run(
         id: assignment.server.id,
         assignment,
         state,
+        sheet,
         stop: stop.clone(),
         remote: None,
         schedule: None,
@@ -179,6 +182,7 @@ pub async fn run(
         if let Some(assignment) = wishes.assignment.take() {
             worker.assign(*assignment);
         }
+        worker.sheet.due_in(worker.schedule.map(|schedule| schedule.due.duration_since(Instant::now())));
         if worker.is_due(&wishes, Instant::now()) {
             let span = worker.span();
             let begun = worker.schedule.map(|schedule| schedule.began);
@@ -235,6 +239,7 @@ struct Worker {
     id: ServerId,
     assignment: Assignment,
     state: watch::Sender<State>,
+    sheet: Sheet,
     stop: CancellationToken,
     remote: Option<Remote>,
     /// `None` until the repository has said when the last snapshot was.
@@ -387,6 +392,7 @@ impl Worker {
 
     /// Tells of a failure that lasts only when it begins.
     fn tell(&mut self, what: &str, reason: &str) {
+        self.sheet.failed(&format!("{what}: {reason}"));
         if std::mem::replace(&mut self.is_failing, true) {
             tracing::debug!("{what}: {reason}");
         } else {
@@ -420,6 +426,7 @@ impl Worker {
                         "the server has no row in powa_snapshot_metas: it was not registered with \
                          powa_register_server(); no snapshots are taken of it"
                     );
+                    self.sheet.failed("the server has no row in powa_snapshot_metas");
                     return Some(Exit::NotRegistered);
                 }
                 Err(error) => {
@@ -511,6 +518,7 @@ impl Worker {
                 job.refresh = refresh;
                 self.schedule = Some(Schedule { began: Some(began), due });
                 tracing::error!("no snapshot: {error}");
+                self.sheet.failed(&format!("no snapshot: {error}"));
                 match &error {
                     SnapshotError::Fetch(reason) if reason.ends_session() => {
                         // That nothing can be spooled is not over when the server can be connected to.
@@ -547,6 +555,7 @@ impl Worker {
                         tracing::info!("the repository takes snapshots again");
                     }
                     self.succeed();
+                    self.sheet.stored(&taken);
                     tell_taken(&taken);
                 }
                 Err(error) => {
@@ -573,6 +582,8 @@ impl Worker {
                 Ok(fetched) => return Some(fetched),
                 Err(damage) => {
                     let aside = backlog.set_aside(ticket, Aside::Damaged);
+                    self.sheet
+                        .failed(&format!("a snapshot that waited for the repository is lost: {damage}"));
                     tracing::error!(
                         "a snapshot that waited for the repository is lost: {damage}; the file is now {}",
                         aside.display()
@@ -602,6 +613,7 @@ impl Worker {
             self.storing.last = ticket.map(|ticket| (ticket, failures));
             let is_hopeless = failures > MOST_ATTEMPTS && error.is_of_this_snapshot();
             if !is_hopeless {
+                self.sheet.failed(&format!("the repository does not take snapshots: {error}"));
                 if !self.assignment.subject().wait(fetched).await {
                     tracing::error!(
                         "a snapshot is lost: it was not stored ({error}), and could not wait on disk"
@@ -628,10 +640,12 @@ impl Worker {
             (error, &self.assignment.backlog, ticket)
         {
             let aside = backlog.set_aside(ticket, Aside::Foreign);
+            self.sheet.failed(&format!("a snapshot is not stored: {error}"));
             tracing::error!("a snapshot is not stored: {error}; the file is now {}", aside.display());
             return false;
         }
         tracing::error!("no snapshot: {error}");
+        self.sheet.failed(&format!("no snapshot: {error}"));
         self.forget(ticket);
         self.record(vec![error.to_string()]).await;
         false

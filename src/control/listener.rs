@@ -22,6 +22,9 @@ use crate::schedule;
 /// An idle connection is tried this often, so that one whose peer vanished without a word is noticed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How the session that listens is named, before the program's version.
+pub const SESSION_PREFIX: &str = "PoWA collector - main thread ";
+
 /// What the listener tells the dispatcher.
 #[derive(Debug)]
 pub enum Incoming {
@@ -95,8 +98,7 @@ async fn listen(
     attempt: &mut u32,
 ) -> Result<(), ListenerError> {
     let (sender, mut notifications) = mpsc::unbounded_channel();
-    let name =
-        application_name("PoWA collector - main thread ", concat!("(", env!("CARGO_PKG_VERSION"), ")"));
+    let name = application_name(SESSION_PREFIX, concat!("(", env!("CARGO_PKG_VERSION"), ")"));
     let opening = Session::open_listening(&place.conninfo, &name, place.connect, sender);
     let Some(session) = stop.run_until_cancelled(opening).await else {
         return Ok(());
@@ -197,7 +199,9 @@ impl Desk<'_> {
             Answer::permission_denied()
         } else {
             match request {
-                Ok(Request::WorkersStatus(_)) if channel.is_none() => return Ok(()),
+                Ok(Request::WorkersStatus(_) | Request::WorkersDetail(_)) if channel.is_none() => {
+                    return Ok(());
+                }
                 Ok(request) => {
                     tracing::debug!("{command} from backend {sender}");
                     let (reply, answer) = oneshot::channel();

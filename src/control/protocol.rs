@@ -4,6 +4,9 @@
 //! `COMMAND STATUS DATA`. powa-web takes the first answer whose status is `OK` and reads `WORKERS_STATUS`'
 //! data as JSON.
 
+use serde::{Deserialize, Serialize};
+
+use crate::report::Detail;
 use crate::server::ServerId;
 use crate::snapshot::plan::Refresh;
 use crate::worker::Forced;
@@ -15,7 +18,7 @@ pub const CHANNEL: &str = "powa_collector";
 const PAYLOAD_BYTES: usize = 7999;
 
 /// A message, parsed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Message {
     pub command: String,
     /// Where to answer. `None` when the sender wants none.
@@ -29,6 +32,8 @@ pub struct Message {
 pub enum Request {
     Reload,
     WorkersStatus(Of),
+    /// Of these, or of all when there are none.
+    WorkersDetail(Vec<ServerId>),
     ForceSnapshot(ServerId),
     RefreshCatalogs(ServerId, Refresh),
 }
@@ -43,13 +48,15 @@ pub enum Of {
 }
 
 /// How a request went, before it is put into words for the channel.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     Ok(String),
     Error(String),
     Unknown,
     /// The state of each server, in the order of their ids.
     Workers(Vec<(ServerId, String)>),
+    /// How the collection of each server goes.
+    Details(Vec<Detail>),
 }
 
 impl From<Forced> for Answer {
@@ -76,6 +83,11 @@ pub fn parse(payload: &str) -> Option<Message> {
     let request = match command {
         "RELOAD" => Ok(Request::Reload),
         "WORKERS_STATUS" => Ok(Request::WorkersStatus(of(arguments.first()))),
+        "WORKERS_DETAIL" => {
+            let servers: Result<Vec<ServerId>, Answer> =
+                arguments.iter().map(|word| server_id(word)).collect();
+            servers.map(Request::WorkersDetail)
+        }
         "FORCE_SNAPSHOT" => match arguments[..] {
             [server] => server_id(server).map(Request::ForceSnapshot),
             _ => Err(malformed(payload, "FORCE_SNAPSHOT CHANNEL SRVID")),
@@ -129,8 +141,8 @@ impl Answer {
         Self::Error("Permission denied".into())
     }
 
-    /// The answer as payloads, each below the limit of NOTIFY. More than one only for the state of many
-    /// servers: each is then complete by itself.
+    /// The answer as payloads, each below the limit of NOTIFY. More than one only for many servers: each is then
+    /// complete by itself.
     pub fn payloads(&self, command: &str) -> Vec<String> {
         let payload = match self {
             Self::Ok(data) => format!("{command} OK {data}"),
@@ -139,6 +151,7 @@ impl Answer {
                 format!("{command} UNKNOWN Message \"{command}\" invalid, command ignored")
             }
             Self::Workers(workers) => return workers_payloads(command, workers),
+            Self::Details(details) => return details_payloads(command, details),
         };
         if payload.len() <= PAYLOAD_BYTES {
             return vec![payload];
@@ -173,9 +186,44 @@ fn workers_payloads(command: &str, workers: &[(ServerId, String)]) -> Vec<String
     payloads
 }
 
+/// One message of an answer to `WORKERS_DETAIL`.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct DetailPart {
+    /// Counted from 1.
+    pub part: usize,
+    pub parts: usize,
+    pub servers: Vec<Detail>,
+}
+
+fn details_payloads(command: &str, details: &[Detail]) -> Vec<String> {
+    const MOST_PARTS: usize = 999_999_999;
+    // Texts are shortened until a server fits into a message.
+    const LENGTHS: [usize; 4] = [usize::MAX, 300, 100, 10];
+    let payload = |part, parts, servers: &[String]| {
+        format!(r#"{command} OK {{"part":{part},"parts":{parts},"servers":[{}]}}"#, servers.join(","))
+    };
+    let room = PAYLOAD_BYTES.saturating_sub(payload(MOST_PARTS, MOST_PARTS, &[]).len());
+    let mut parts: Vec<Vec<String>> = vec![Vec::new()];
+    let mut left = room;
+    for detail in details {
+        let texts = LENGTHS.iter().filter_map(|most| serde_json::to_string(&detail.shortened(*most)).ok());
+        let Some(text) = texts.into_iter().find(|text| text.len() < room) else { continue };
+        if text.len() + 1 > left {
+            parts.push(Vec::new());
+            left = room;
+        }
+        left = left.saturating_sub(text.len() + 1);
+        parts.last_mut().expect("there is at least one").push(text);
+    }
+    let count = parts.len();
+    parts.iter().enumerate().map(|(number, servers)| payload(number + 1, count, servers)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::{LastError, Report, Waiting};
+    use jiff::Timestamp;
     use proptest::prelude::*;
 
     fn request(payload: &str) -> Result<Request, Answer> {
@@ -190,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_four_commands_are_understood() {
+    fn the_commands_of_powa_web_are_understood() {
         assert_eq!(
             parse("RELOAD r123 ").unwrap(),
             Message { command: "RELOAD".into(), channel: Some("r123".into()), request: Ok(Request::Reload) }
@@ -205,6 +253,50 @@ mod tests {
             request("REFRESH_DB_CAT c 7 2 a b"),
             Ok(Request::RefreshCatalogs(ServerId(7), Refresh::Named(vec!["a".into(), "b".into()])))
         );
+    }
+
+    #[test]
+    fn details_are_of_all_or_of_those_that_are_named() {
+        assert_eq!(request("WORKERS_DETAIL c"), Ok(Request::WorkersDetail(vec![])));
+        assert_eq!(request("WORKERS_DETAIL c "), Ok(Request::WorkersDetail(vec![])));
+        let both = vec![ServerId(2), ServerId(11)];
+        assert_eq!(request("WORKERS_DETAIL c 2 11"), Ok(Request::WorkersDetail(both)));
+        assert_eq!(answer("WORKERS_DETAIL c 2 db1"), "WORKERS_DETAIL ERROR invalid remote server id db1");
+    }
+
+    #[test]
+    fn details_come_in_numbered_parts_and_no_server_is_left_out() {
+        let detail = |srvid, text: &str| {
+            let message = text.to_owned();
+            let last_error = Some(LastError { time: Timestamp::UNIX_EPOCH, message });
+            Detail {
+                srvid,
+                server: format!("{text}:5432"),
+                alias: Some(text.to_owned()),
+                state: "running".to_owned(),
+                frequency: 300,
+                report: Report { last_error, ..Report::default() },
+                backlog: Waiting::default(),
+            }
+        };
+        // Texts that take six bytes a character, and so many that they do not fit.
+        let long = "\u{1}".repeat(5000);
+        let mut details = vec![detail(1, &long)];
+        details.extend((2..=300).map(|srvid| detail(srvid, "db")));
+        let payloads = Answer::Details(details.clone()).payloads("WORKERS_DETAIL");
+        let mut seen = Vec::new();
+        for (number, payload) in payloads.iter().enumerate() {
+            assert!(payload.len() <= PAYLOAD_BYTES);
+            let data = payload.strip_prefix("WORKERS_DETAIL OK ").unwrap();
+            let part: DetailPart = serde_json::from_str(data).unwrap();
+            assert_eq!((part.part, part.parts), (number + 1, payloads.len()));
+            seen.extend(part.servers);
+        }
+        assert!(payloads.len() > 1);
+        assert_eq!(seen[0], details[0].shortened(300));
+        assert_eq!(seen[1..], details[1..]);
+        let none = Answer::Details(vec![]).payloads("WORKERS_DETAIL");
+        assert_eq!(none, [r#"WORKERS_DETAIL OK {"part":1,"parts":1,"servers":[]}"#]);
     }
 
     #[test]

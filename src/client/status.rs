@@ -1,0 +1,184 @@
+//! The table of `powa-collector status`.
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use jiff::Timestamp;
+
+use crate::postgres::text::one_line;
+use crate::report::Detail;
+use crate::worker::State;
+
+const COLUMNS: [&str; 10] =
+    ["ID", "SERVER", "STATE", "LAST SNAPSHOT", "TOOK", "ROWS", "BYTES", "NEXT DUE", "BACKLOG", "LAST ERROR"];
+/// The columns of numbers, which end at the same place.
+const NUMBERS: [usize; 4] = [0, 4, 5, 6];
+
+/// Whether nothing is wrong with a server.
+pub fn is_well(detail: &Detail) -> bool {
+    let is_at_work = [State::Running, State::Unknown].iter().any(|state| state.to_string() == detail.state);
+    is_at_work && detail.present_error().is_none()
+}
+
+/// A table of servers, those with a problem first. `width`: of the terminal, in characters.
+pub fn table(details: &[Detail], now: Timestamp, width: Option<u16>) -> String {
+    let mut details: Vec<&Detail> = details.iter().collect();
+    details.sort_by_key(|detail| (is_well(detail), detail.srvid));
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(COLUMNS);
+    if let Some(width) = width {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    }
+    for detail in &details {
+        table.add_row(row(detail, now));
+    }
+    for number in NUMBERS {
+        if let Some(column) = table.column_mut(number) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let lines = table.lines().map(|line| line.trim_end().to_owned() + "\n").collect::<String>();
+    let bad = details.iter().filter(|detail| !is_well(detail)).count();
+    let servers = if details.len() == 1 { "server" } else { "servers" };
+    format!("{lines}{} {servers}, {bad} with a problem\n", details.len())
+}
+
+fn row(detail: &Detail, now: Timestamp) -> [String; 10] {
+    let none = || "-".to_owned();
+    let name = detail.alias.as_ref().unwrap_or(&detail.server);
+    let last = detail.report.last_snapshot.as_ref();
+    let of_last = |text: &dyn Fn(&crate::report::LastSnapshot) -> String| last.map_or_else(none, text);
+    let ago = |time: Timestamp| format!("{} ago", span(seconds(now, time)));
+    let due = detail.report.next_due.map_or_else(none, |due| match seconds(due, now) {
+        wait if wait > 0 => format!("in {}", span(wait)),
+        wait => format!("{} late", span(-wait)),
+    });
+    let backlog = match detail.backlog.snapshots {
+        0 => none(),
+        waiting => format!("{waiting} ({})", bytes(detail.backlog.bytes)),
+    };
+    let error = detail.present_error();
+    [
+        detail.srvid.to_string(),
+        one_line(name),
+        one_line(&detail.state),
+        of_last(&|last| ago(last.time)),
+        of_last(&|last| format!("{:.1} s", last.fetch_seconds + last.wait_seconds + last.store_seconds)),
+        of_last(&|last| last.rows.to_string()),
+        of_last(&|last| bytes(last.bytes)),
+        due,
+        backlog,
+        error.map_or_else(none, |error| format!("{}: {}", ago(error.time), one_line(&error.message))),
+    ]
+}
+
+/// From `earlier` to `later`, in seconds.
+fn seconds(later: Timestamp, earlier: Timestamp) -> i64 {
+    later.as_second() - earlier.as_second()
+}
+
+/// A span of time in its largest unit that leaves two digits.
+fn span(seconds: i64) -> String {
+    match seconds.max(0) {
+        seconds @ 0..100 => format!("{seconds} s"),
+        seconds @ 100..6_000 => format!("{} min", seconds / 60),
+        seconds @ 6_000..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "two digits are shown")]
+fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
+/// A text that takes the place of what the terminal shows.
+pub fn in_place(text: &str) -> String {
+    const HOME: &str = "\x1b[H";
+    const REST_OF_LINE: &str = "\x1b[K";
+    const REST_OF_SCREEN: &str = "\x1b[J";
+    format!("{HOME}{}{REST_OF_SCREEN}", text.replace('\n', &format!("{REST_OF_LINE}\n")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{LastError, LastSnapshot, Report, Waiting};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn details() -> [Detail; 2] {
+        let well = Detail {
+            srvid: 1,
+            server: "db1:5432".to_owned(),
+            alias: None,
+            state: "running".to_owned(),
+            frequency: 300,
+            report: Report {
+                snapshots: 7,
+                failures: 1,
+                last_snapshot: Some(LastSnapshot {
+                    time: at(1_000),
+                    fetch_seconds: 1.0,
+                    wait_seconds: 0.25,
+                    store_seconds: 2.0,
+                    rows: 16_049,
+                    bytes: 1_967_190,
+                    errors: 0,
+                }),
+                next_due: Some(at(1_300)),
+                last_error: Some(LastError { time: at(900), message: "is over".to_owned() }),
+            },
+            backlog: Waiting::default(),
+        };
+        let ill = Detail {
+            srvid: 2,
+            alias: Some("main\x1b[31m".to_owned()),
+            state: State::NoRemote.to_string(),
+            report: Report {
+                last_error: Some(LastError { time: at(1_050), message: "no\nconnection".to_owned() }),
+                next_due: Some(at(1_000)),
+                ..Report::default()
+            },
+            backlog: Waiting { snapshots: 3, bytes: 12_345 },
+            ..well.clone()
+        };
+        [well, ill]
+    }
+
+    #[test]
+    fn problems_come_first_and_nothing_steers_the_terminal() {
+        insta::assert_snapshot!(table(&details(), at(1_060), None));
+    }
+
+    #[test]
+    fn a_narrow_terminal_folds_what_does_not_fit() {
+        let text = table(&details(), at(1_060), Some(100));
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn an_error_is_present_until_a_snapshot_has_come_after_it() {
+        let [well, ill] = details();
+        assert!(is_well(&well));
+        assert!(!is_well(&ill));
+        let mut met = well.clone();
+        met.report.last_error.as_mut().unwrap().time = at(1_000);
+        assert!(!is_well(&met));
+        assert!(!is_well(&Detail { state: State::Stopped.to_string(), ..well }));
+    }
+
+    #[test]
+    fn spans_and_bytes_have_a_unit() {
+        let spans = [-5, 0, 99, 100, 5_999, 6_000, 172_799, 172_800].map(span);
+        assert_eq!(spans, ["0 s", "0 s", "99 s", "1 min", "99 min", "1 h", "47 h", "2 d"]);
+        let sizes = [999, 1_000, 999_949, 2_500_000, 3_000_000_000].map(bytes);
+        assert_eq!(sizes, ["999 B", "1.0 kB", "999.9 kB", "2.5 MB", "3.0 GB"]);
+    }
+}
