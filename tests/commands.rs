@@ -71,6 +71,9 @@ on_both_versions! {
         let (code, out, err) = run(&fleet, &["status", "3"]).await;
         assert_eq!((code, out.as_str()), (1, ""));
         assert!(err.contains(r#"no server is called "3""#), "{err}");
+        let third = fleet.register(3).await.to_string();
+        let (code, _, err) = run(&fleet, &["status", "1", &third]).await;
+        assert!(code == 1 && err.starts_with(&format!("powa-collector: {third}: it is not collected")), "{err}");
         fleet.collector.stop().await;
     }
 

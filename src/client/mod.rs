@@ -20,6 +20,10 @@ use crate::server::{Name, ServerId};
 /// How often `status --watch` and `snapshot --wait` ask.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// What to say of a server that is registered and not collected.
+const NO_WORKER: &str = "it is not collected: it is switched off (frequency -1), or was registered since the collector has read powa_servers \
+     (powa-collector reload)";
+
 /// Why a command was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -87,7 +91,9 @@ pub async fn status(
         let text = show(&details, display.json)?;
         if !display.watch {
             print(&text)?;
-            return Ok(details.iter().all(status::is_well));
+            let absent = without_worker(&ids, &details);
+            absent.iter().for_each(|id| eprintln!("powa-collector: {id}: {NO_WORKER}"));
+            return Ok(absent.is_empty() && details.iter().all(status::is_well));
         }
         print(&if is_terminal && !display.json { status::in_place(&text) } else { text })?;
         sleep(INTERVAL).await;
@@ -175,7 +181,13 @@ pub async fn snapshot(
     }
     while !waiting.is_empty() {
         sleep(INTERVAL).await;
-        for now in channel.details(&waiting).await? {
+        let details = channel.details(&waiting).await?;
+        for id in without_worker(&waiting, &details) {
+            eprintln!("powa-collector: {id}: {NO_WORKER}");
+            is_good = false;
+            waiting.retain(|waiting| *waiting != id);
+        }
+        for now in details {
             let Some(then) = before.iter().find(|then| then.srvid == now.srvid) else { continue };
             let Some(outcome) = outcome(then, &now) else { continue };
             is_good &= outcome.is_ok();
@@ -187,6 +199,11 @@ pub async fn snapshot(
         }
     }
     Ok(is_good)
+}
+
+/// Those of `ids` that nobody collects.
+fn without_worker(ids: &[ServerId], details: &[Detail]) -> Vec<ServerId> {
+    ids.iter().copied().filter(|id| details.iter().all(|detail| detail.srvid != id.0)).collect()
 }
 
 /// What has become of a snapshot that was asked for after `then`. None: nothing yet.
