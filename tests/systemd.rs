@@ -1,9 +1,11 @@
-//! What the service manager is told, by way of a socket like systemd's own.
+//! What the service manager is told, by way of a socket like systemd's own, and the unit that is shipped.
 
 mod fleet;
 mod support;
 
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,6 +17,8 @@ use support::{
     Collector, CollectorBuilder, Control, DEADLINE, Powa, Signal, Spool, on_both_versions, wait_until,
 };
 use tempfile::TempDir;
+
+const UNIT: &str = include_str!("../packaging/systemd/powa-collector.service");
 
 on_both_versions! {
     async fn the_status_says_how_the_servers_are_and_who_listens(powa: Powa) {
@@ -220,6 +224,58 @@ async fn a_service_manager_that_is_gone_holds_nobody_up() {
     assert!(collector.stop().await.success());
     let told = "the service manager cannot be told how it goes: NOTIFY_SOCKET: ";
     assert_eq!(collector.log().matches(told).count(), 1, "{}", collector.log());
+}
+
+#[test]
+fn the_unit_leaves_the_program_little_that_could_be_misused() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd/powa-collector.service");
+    let mut analyze = systemd_analyze();
+    // In tenths; 10.0 is a unit that may do everything.
+    analyze.args(["security", "--offline=true", "--threshold=20"]).arg(unit);
+    let output = analyze.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("Overall exposure level for powa-collector.service: 1."), "{told}");
+}
+
+#[test]
+fn the_unit_and_its_drop_in_are_understood_by_systemd() {
+    let directory = TempDir::new().unwrap();
+    // The program need not be installed for this.
+    let installed = "ExecStart=/usr/local/bin/powa-collector\n";
+    assert!(UNIT.contains(installed));
+    let mut unit = UNIT.replace(installed, &format!("ExecStart={}\n", env!("CARGO_BIN_EXE_powa-collector")));
+    let version = String::from_utf8(systemd_analyze().arg("--version").output().unwrap().stdout).unwrap();
+    let version: u32 = version.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect(&version);
+    if version < 253 {
+        // As the unit says, it stays with the line before.
+        assert!(unit.contains("Type=notify\nType=notify-reload\n"));
+        unit = unit.replace("Type=notify-reload\n", "");
+    }
+    let file = directory.path().join("powa-collector.service");
+    fs::write(&file, unit).unwrap();
+    let drop_ins = directory.path().join("powa-collector.service.d");
+    fs::create_dir(&drop_ins).unwrap();
+    fs::copy(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd/credentials.conf"),
+        drop_ins.join("credentials.conf"),
+    )
+    .unwrap();
+    let output = systemd_analyze().arg("verify").arg(&file).output().unwrap();
+    let told = [output.stdout, output.stderr].concat();
+    let told = String::from_utf8_lossy(&told);
+    // Not every complaint makes it fail.
+    let ours: Vec<&str> = told.lines().filter(|line| line.contains("powa-collector")).collect();
+    assert!(output.status.success() && ours.is_empty(), "{told}");
+}
+
+/// Panics when it is missing: a test that did not run must not look like one that passed.
+fn systemd_analyze() -> Command {
+    let program = Path::new("/usr/bin/systemd-analyze");
+    assert!(program.exists(), "systemd is not installed: run `make test`, which installs it");
+    let mut command = Command::new(program);
+    command.env("LC_ALL", "C.UTF-8").env("SYSTEMD_COLORS", "0").env("SYSTEMD_PAGER", "");
+    command
 }
 
 /// A configuration whose repository is nowhere.
