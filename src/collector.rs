@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinHandle};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use crate::server::{ServerId, Servers};
 use crate::signals::Signal;
 use crate::snapshot::folders::Folders;
 use crate::snapshot::{self, SnapshotError};
+use crate::systemd::ServiceManager;
 use crate::telemetry::Verbosity;
 use crate::worker::{Command, Exit};
 
@@ -44,15 +45,18 @@ pub async fn run(
     let (incoming, mut requests) = mpsc::channel(64);
     let (read, mut readings) = mpsc::channel(1);
     let mut collector = Collector::new(file, configuration, verbosity, incoming, read);
+    let condition = collector.condition();
+    collector.manager.ready(&condition);
     loop {
         let (refresh, end) = (collector.next_refresh, collector.end());
+        let telling = collector.manager.due();
         let restart = collector.fleet.next_restart().unwrap_or_else(far_future);
         let opening = collector.folders.next_try().unwrap_or_else(far_future);
         tokio::select! {
             signal = signals.next() => match signal {
                 Some(Signal::Reload) if !collector.is_stopping() => {
                     tracing::info!("reload: SIGHUP");
-                    collector.read_again(Reason::Asked, None);
+                    collector.reload(None);
                 }
                 Some(Signal::Reload) => {}
                 Some(Signal::Stop) if collector.is_stopping() => {
@@ -67,6 +71,7 @@ pub async fn run(
             () = sleep_until(restart) => collector.fleet.restart(),
             () = sleep_until(opening), if !collector.is_stopping() => collector.open_backlog(false),
             () = sleep_until(refresh) => collector.read_again(Reason::Time, None),
+            () = sleep_until(telling) => collector.tell(),
             () = sleep_until(end) => {
                 collector.farewell();
                 return Ending::Stopped;
@@ -103,6 +108,8 @@ struct Collector {
 
     incoming: mpsc::Sender<Incoming>,
     listener: CancellationToken,
+    /// Whether control messages are heard.
+    hears: watch::Receiver<bool>,
 
     read: mpsc::Sender<Reading>,
     is_reading: bool,
@@ -114,6 +121,8 @@ struct Collector {
     next_refresh: Instant,
     /// How many reads of the servers have failed in a row.
     failed_reads: u32,
+    /// Why not all of the last read could be applied.
+    problem: Option<String>,
 
     folders: Folders,
     /// What removes snapshots of servers that were removed.
@@ -121,6 +130,7 @@ struct Collector {
     fleet: Fleet,
     /// When a stop ends, whoever is still at work.
     deadline: Option<Instant>,
+    manager: ServiceManager,
 }
 
 fn far_future() -> Instant {
@@ -144,6 +154,7 @@ impl Collector {
             verbosity,
             incoming,
             listener: CancellationToken::new(),
+            hears: watch::channel(false).1,
             read,
             is_reading: false,
             read_next: None,
@@ -151,10 +162,12 @@ impl Collector {
             waiting_next: Vec::new(),
             next_refresh: far_future(),
             failed_reads: 0,
+            problem: None,
             folders,
             clearing: None,
             fleet: Fleet::new(means),
             deadline: None,
+            manager: ServiceManager::of_process(),
         };
         collector.listen();
         collector
@@ -175,7 +188,28 @@ impl Collector {
             query: timeouts.query,
             close: timeouts.close,
         };
-        listener::spawn(place, self.incoming.clone(), self.listener.clone());
+        let (hears, heard) = watch::channel(false);
+        self.hears = heard;
+        listener::spawn(place, self.incoming.clone(), hears, self.listener.clone());
+    }
+
+    /// How it goes, in a few words for people.
+    fn condition(&self) -> String {
+        let (servers, repository) = (self.fleet.summary(), self.configuration.repository.place());
+        if self.is_stopping() {
+            let seconds = self.configuration.shutdown_timeout.as_secs();
+            return format!("stopping: stores in progress have {seconds} s; {servers}");
+        }
+        let hears = *self.hears.borrow();
+        let does = if hears { "listening on" } else { "waiting for the repository" };
+        let problem = self.problem.as_ref().map(|problem| format!("; the last reload failed: {problem}"));
+        format!("{servers}; {does} {repository}{}", problem.unwrap_or_default())
+    }
+
+    /// Tells the service manager what there is to tell.
+    fn tell(&mut self) {
+        let condition = self.condition();
+        self.manager.tick(&condition);
     }
 
     fn handle(&mut self, incoming: Incoming) {
@@ -196,7 +230,7 @@ impl Collector {
             _ if self.is_stopping() => Answer::Error("the collector is stopping".to_owned()),
             Request::Reload => {
                 tracing::info!("reload: asked for over the control channel");
-                self.read_again(Reason::Asked, Some(answer));
+                self.reload(Some(answer));
                 return;
             }
             Request::ForceSnapshot(server) => {
@@ -221,6 +255,12 @@ impl Collector {
         };
         // Who asked may have gone.
         let _ = answer.send(reply);
+    }
+
+    /// Somebody wants all to be read again, and perhaps to be told when that is done.
+    fn reload(&mut self, waiting: Option<oneshot::Sender<Answer>>) {
+        self.manager.reloading();
+        self.read_again(Reason::Asked, waiting);
     }
 
     /// Reads the configuration and the servers, in a task of its own.
@@ -283,9 +323,10 @@ impl Collector {
                 problems.push(error.to_string());
             }
         }
-        let answer = match &problems[..] {
-            [] => Answer::Ok("OK".to_owned()),
-            problems => Answer::Error(problems.join("; ")),
+        self.problem = (!problems.is_empty()).then(|| problems.join("; "));
+        let answer = match &self.problem {
+            None => Answer::Ok("OK".to_owned()),
+            Some(problem) => Answer::Error(problem.clone()),
         };
         for waiting in self.waiting.drain(..) {
             let _ = waiting.send(answer.clone());
@@ -299,6 +340,9 @@ impl Collector {
             let waiting = std::mem::take(&mut self.waiting_next);
             self.read_again(reason, None);
             self.waiting.extend(waiting);
+        } else {
+            let condition = self.condition();
+            self.manager.reloaded(&condition);
         }
     }
 
@@ -377,6 +421,8 @@ impl Collector {
         self.deadline = Some(Instant::now() + timeout);
         self.next_refresh = far_future();
         self.fleet.stop();
+        let condition = self.condition();
+        self.manager.stopping(&condition);
     }
 
     /// When to end: never while nobody said so, at once when nobody is left at work.

@@ -196,6 +196,11 @@ impl Fleet {
         }
     }
 
+    /// How they are, in a few words.
+    pub fn summary(&self) -> String {
+        summary(self.workers.values().map(Worker::state))
+    }
+
     /// Tells a worker to do something.
     ///
     /// # Errors
@@ -376,6 +381,26 @@ impl Worker {
     }
 }
 
+/// Counts states.
+fn summary(states: impl Iterator<Item = State>) -> String {
+    let states: Vec<State> = states.collect();
+    let mut words = format!("{} {}", states.len(), if states.len() == 1 { "server" } else { "servers" });
+    for (state, told) in [
+        (State::Running, "running"),
+        (State::NoRemote, "without connection"),
+        (State::NoRepository, "without the repository"),
+        (State::Unknown, "not tried yet"),
+        (State::Stopping, "stopping"),
+        (State::Stopped, "stopped"),
+    ] {
+        let count = states.iter().filter(|other| **other == state).count();
+        if count > 0 {
+            words.push_str(&format!(", {count} {told}"));
+        }
+    }
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -452,5 +477,17 @@ mod tests {
         tokio::time::advance(Duration::from_secs(60)).await;
         fleet.restart();
         assert!(fleet.is_empty());
+    }
+
+    #[test]
+    fn servers_are_summed_up_in_a_few_words() {
+        let told = |states: &[State]| summary(states.iter().copied());
+        assert_eq!(told(&[]), "0 servers");
+        assert_eq!(told(&[State::Running]), "1 server, 1 running");
+        assert_eq!(
+            told(&[State::NoRemote, State::Running, State::Unknown, State::Running, State::NoRepository]),
+            "5 servers, 2 running, 1 without connection, 1 without the repository, 1 not tried yet"
+        );
+        assert_eq!(told(&[State::Stopped, State::Stopping]), "2 servers, 1 stopping, 1 stopped");
     }
 }

@@ -25,6 +25,7 @@
 //!   ([`snapshot::removed`]).
 //! - [`snapshot::store`]: copies the rows in and calls `powa_take_snapshot`, in one transaction.
 //! - [`snapshot::vacuum`]: keeps the tables small that the rows have passed through.
+//! - [`systemd`]: what the service manager is told of all this.
 //!
 //! # What always holds
 //!
@@ -43,16 +44,18 @@
 //! 7. Values are parameters. A name becomes part of a statement in [`postgres::extension`] only.
 //! 8. Monitored servers leave the repository what it needs of files and connections ([`descriptors`]).
 //! 9. Passwords are [`postgres::secret::Secret`]s, which cannot be printed. No error repeats what might be one.
+//! 10. The service manager's watchdog is fed by the dispatcher's own loop: when that stands still, so does the feeding,
+//!     whatever else goes on.
 //!
 //! # Which line belongs where
 //!
 //! Dependencies point one way: `main` → [`collector`] → [`fleet`] → [`control`], [`worker`] → [`snapshot`] →
-//! [`postgres`];
-//! [`check`] and [`once`] stand beside [`collector`]. SQL lives in `sql/`, a file a statement, unless it is a
-//! line, and is sent from [`control`], [`client`], [`snapshot`], [`server`], [`check`] and [`postgres`] only. Connections
-//! are opened in [`postgres::session`] only, by way of [`postgres::dial`]; what is not ours to know, variables
-//! and files, is read in [`config`], [`postgres::conninfo`] and [`postgres::tls`] only; what the system grants
-//! is settled in [`descriptors`] and [`memory`]; a program is run in [`postgres::password_command`] only. Tasks are spawned in
+//! [`postgres`]; [`check`], [`once`] and [`client`] stand beside [`collector`], which alone talks to [`systemd`]. SQL
+//! lives in `sql/`, a file a statement, unless it is a line, and is sent from [`control`], [`client`], [`snapshot`],
+//! [`server`], [`check`] and [`postgres`] only. Connections are opened in [`postgres::session`] only, by way of
+//! [`postgres::dial`]; what is not ours to know, variables and files, is read in [`config`], [`postgres::conninfo`]
+//! and [`postgres::tls`] only, but for the service manager's, in [`systemd`]; what the system grants is settled in
+//! [`descriptors`] and [`memory`]; a program is run in [`postgres::password_command`] only. Tasks are spawned in
 //! [`collector`], [`fleet`], [`control::listener`] and [`postgres::session`] only, and the process ends in
 //! `main` only. [`control::protocol`], [`schedule`] and every parser are pure: time and dice are handed to them.
 
@@ -72,5 +75,6 @@ pub mod schedule;
 pub mod server;
 pub mod signals;
 pub mod snapshot;
+pub mod systemd;
 pub mod telemetry;
 pub mod worker;

@@ -84,6 +84,32 @@ on_both_versions! {
         );
     }
 
+    async fn credentials_of_systemd_by_the_drop_in_that_is_shipped(powa: Powa) {
+        let place = Place::new(powa).await;
+        place.register(1).await;
+        let drop_in = include_str!("../packaging/systemd/credentials.conf");
+        let values = |name: &str| -> Vec<&str> {
+            drop_in.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('=')).collect()
+        };
+        let credentials = place.folder.path().join("credentials");
+        fs::create_dir(&credentials).unwrap();
+        let mut once = Collector::builder(json!({ "repository": { "dsn": place.dsn("") } }))
+            .argument("once")
+            .environment("CREDENTIALS_DIRECTORY", &credentials);
+        // What systemd does with these lines. Its files may have an access list, which shows as rights of the group.
+        for credential in values("LoadCredential") {
+            let (name, _) = credential.split_once(':').unwrap();
+            place.write(&format!("credentials/{name}"), "right\n", 0o440);
+        }
+        for assignment in values("Environment") {
+            let assignment = assignment.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')).unwrap();
+            let (name, value) = assignment.split_once('=').unwrap();
+            once = once.environment(name, value);
+        }
+        let output = once.run().await;
+        assert!(output.status.success(), "{}", text(&output));
+    }
+
     async fn options_of_servers_take_effect(powa: Powa) {
         let place = Place::new(powa).await;
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_postgres::{Client, Notification, Statement};
@@ -66,16 +66,22 @@ enum ListenerError {
     OtherRole,
 }
 
-/// Listens until told to stop.
-pub fn spawn(place: Place, incoming: mpsc::Sender<Incoming>, stop: CancellationToken) -> JoinHandle<()> {
+/// Listens until told to stop. `hears` is whether it does just now.
+pub fn spawn(
+    place: Place,
+    incoming: mpsc::Sender<Incoming>,
+    hears: watch::Sender<bool>,
+    stop: CancellationToken,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut attempt = 0;
         loop {
             let was_failing = attempt > 0;
-            let error = match listen(&place, &incoming, &stop, &mut attempt).await {
+            let error = match listen(&place, &incoming, &hears, &stop, &mut attempt).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
+            hears.send_replace(false);
             if was_failing && attempt > 0 {
                 tracing::debug!("not listening for control messages: {error}");
             } else {
@@ -94,6 +100,7 @@ pub fn spawn(place: Place, incoming: mpsc::Sender<Incoming>, stop: CancellationT
 async fn listen(
     place: &Place,
     incoming: &mpsc::Sender<Incoming>,
+    hears: &watch::Sender<bool>,
     stop: &CancellationToken,
     attempt: &mut u32,
 ) -> Result<(), ListenerError> {
@@ -119,6 +126,7 @@ async fn listen(
     within(place.query, client.batch_execute(&listen)).await?;
     tracing::info!("listening for control messages on {} (PoWA {})", place.conninfo.describe(), powa.version);
     *attempt = 0;
+    hears.send_replace(true);
     if incoming.send(Incoming::Listening).await.is_err() {
         return Ok(());
     }
