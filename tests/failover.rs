@@ -1,8 +1,10 @@
 //! Servers that take another role while a session with them is open.
 
+mod fleet;
 mod scene;
 mod support;
 
+use fleet::{Fleet, Gate, LISTENING};
 use scene::{Scene, one, run};
 use serde_json::{Value, json};
 use support::{
@@ -27,6 +29,19 @@ on_both_versions! {
         let before = scene.snapshots().await;
         scene.wait_for_snapshots(before + 1).await;
         assert_eq!(Vec::<String>::new(), scene.errors().await);
+    }
+
+    async fn what_was_read_before_the_repository_took_no_changes_is_stored_afterwards(powa: Powa) {
+        let mut fleet = Fleet::start(powa).await;
+        let gate = Gate::in_fetch(&fleet.cluster).await;
+        fleet.force(1).await;
+        gate.reached().await;
+        set_read_only(&fleet.cluster, true).await;
+        gate.open();
+        let line = fleet.collector.wait_for_log("the repository does not take snapshots").await;
+        assert!(line.contains("takes no changes: it is a standby or read-only"), "{line}");
+        set_read_only(&fleet.cluster, false).await;
+        fleet.wait_for_snapshots(1, 2).await;
     }
 
     async fn a_server_that_is_no_longer_what_is_wanted_is_looked_for_again(powa: Powa) {
@@ -106,14 +121,17 @@ on_both_versions! {
         pair.scene.wait_for_snapshots(before + 2).await;
         // Who has something to say to the collector says it where it stores.
         let mut control = Control::connect(&pair.standby, "powa").await;
-        let position = "listens at the server that has taken over";
-        wait_until(position, 2 * DEADLINE, async || {
-            let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'PoWA collector - main%'";
-            one::<i64>(&pair.scene.repository, sessions, &[]).await == 1
+        wait_until("it listens at the server that has taken over", 2 * DEADLINE, async || {
+            collector.log().matches(LISTENING).count() > 1
         })
         .await;
         let status = control.ask("WORKERS_STATUS", "").await;
         assert!(status.contains("running"), "{status}");
+        // Its questions go there too: what servers there are, to begin with.
+        let added = pair.scene.register(&Registration::new("127.0.1.2", pair.monitored.port())).await;
+        assert_eq!("RELOAD OK OK", control.ask("RELOAD", "").await);
+        let status = control.ask("WORKERS_STATUS", "").await;
+        assert!(status.contains(&format!(r#""{added}": "#)), "{status}");
         assert!(collector.stop().await.success());
         pair.scene.account(ROWS, &collector.log()).await;
     }
@@ -123,7 +141,7 @@ on_both_versions! {
 struct Pair {
     scene: Scene,
     standby: Cluster,
-    _monitored: Cluster,
+    monitored: Cluster,
 }
 
 impl Pair {
@@ -138,7 +156,7 @@ impl Pair {
         scene.add_marked(ROWS).await;
         scene.run("UPDATE {powa}.powa_servers SET frequency = 5 WHERE id > 0").await;
         let standby = scene.cluster.standby();
-        Pair { scene, standby, _monitored: monitored }
+        Pair { scene, standby, monitored }
     }
 
     /// With a DSN that names these in this order.

@@ -331,6 +331,8 @@ on_both_versions! {
 
     async fn a_datasource_that_hangs_is_given_up_and_cancelled(powa: Powa) {
         let scene = Scene::new(powa).await;
+        // Otherwise it would end by itself, a second after the session.
+        run(&scene.monitored, "ALTER DATABASE monitored SET client_connection_check_interval = '1h'").await;
         scene.add_datasource("slow", "number integer", "SELECT 1 FROM pg_sleep(600)", None).await;
         let log = scene.failed_snapshot_with(json!({ "timeouts": { "fetch": 1 } })).await;
         let error = scene.error().await;

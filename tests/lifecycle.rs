@@ -7,8 +7,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use fleet::{
-    Fleet, Gate, LISTENING, age_snapshot, cluster, config, monitored, prepend, register_idle, sessions,
-    snapshots, wait_for_snapshots, wait_for_states,
+    Fleet, Gate, LISTENING, age_snapshot, cluster, config, databases, monitored, prepend, register_idle,
+    sessions, snapshots, wait_for_snapshots, wait_for_states,
 };
 use serde_json::json;
 use support::{
@@ -140,7 +140,7 @@ on_both_versions! {
     }
 
     async fn a_stop_breaks_off_a_fetch_on_the_server_too(powa: Powa) {
-        let mut fleet = Fleet::start(powa).await;
+        let mut fleet = where_queries_outlive_their_sessions(powa).await;
         let gate = Gate::in_fetch(&fleet.cluster).await;
         fleet.force(1).await;
         gate.reached().await;
@@ -155,7 +155,7 @@ on_both_versions! {
         if powa.is_v4() {
             return; // It reads nothing from single databases.
         }
-        let mut fleet = Fleet::start(powa).await;
+        let mut fleet = where_queries_outlive_their_sessions(powa).await;
         fleet.execute("ALTER ROLE postgres SET lock_timeout = '1min'").await;
         // What a snapshot reads, and nobody else.
         let mut locks = Vec::new();
@@ -299,6 +299,16 @@ on_both_versions! {
         assert!(log.contains("lock_timeout in monitored is 7s"));
         assert!(log.contains("lock_timeout in powa is 6s"));
     }
+}
+
+/// With one server, which does not notice soon that a client has gone: a query ends only when it is cancelled.
+async fn where_queries_outlive_their_sessions(powa: Powa) -> Fleet {
+    let cluster = Cluster::builder(powa).setting("client_connection_check_interval", "1h").start();
+    let (cluster, repository) = databases(cluster).await;
+    register_idle(&repository, monitored(&cluster, 1)).await;
+    let mut fleet = Fleet::of(cluster, repository, json!({})).await;
+    fleet.wait_for_states(r#"{"1": "running"}"#).await;
+    fleet
 }
 
 /// A collector at work on a server that is a cluster of its own.

@@ -8,11 +8,12 @@ mod support;
 use std::fs::{self, File};
 use std::path::PathBuf;
 
-use fleet::{Fleet, Gate, LISTENING, config, prepend};
+use fleet::{Fleet, Gate, LISTENING, config, prepend, register_idle, snapshots};
 use nix::fcntl::{Flock, FlockArg};
+use powa_collector::snapshot::backlog::folder;
 use scene::outage::Outage;
 use serde_json::json;
-use support::{Cluster, Control, DEADLINE, Powa, Signal, Spool, on_both_versions, wait_until};
+use support::{Cluster, Control, DEADLINE, Powa, Registration, Signal, Spool, on_both_versions, wait_until};
 
 /// How many rows a snapshot has in the table that is counted.
 const ROWS: i64 = 100;
@@ -50,6 +51,32 @@ on_both_versions! {
         assert!(collector.stop().await.success());
         assert_eq!(1, collector.log().matches(STRAY).count(), "{}", collector.log());
         outage.scene.account(ROWS, &collector.log()).await;
+    }
+
+    async fn what_waits_where_another_repository_has_come_is_put_aside(powa: Powa) {
+        let mut outage = Outage::start(powa, ROWS).await;
+        let server = outage.scene.id;
+        let mut collector = outage.begin(Cluster::stop, 2).await;
+        assert!(collector.stop().await.success());
+        outage.monitored.create_monitored("other", &[]).await;
+        let other = outage.monitored.client("other").await;
+        assert_eq!(server, register_idle(&other, Registration::of(&outage.monitored, "powa")).await);
+        let files = outage.files(server);
+        let place = folder(outage.spool.path(), &format!("127.0.0.1:{}/other", outage.monitored.port()));
+        fs::rename(files[0].parent().unwrap(), &place).unwrap();
+
+        let dsn = outage.monitored.superuser_dsn("other");
+        let mut collector = outage.collect(json!({ "repository": { "dsn": dsn } }));
+        let line = collector.wait_for_log("it is for the repository").await;
+        assert!(line.contains(".foreign") && line.contains("ERROR"), "{line}");
+        outage.wait_for_no_files(server).await;
+        assert!(collector.stop().await.success());
+        for file in &files {
+            let mut aside = place.join(file.file_name().unwrap()).into_os_string();
+            aside.push(".foreign");
+            assert!(PathBuf::from(aside).exists(), "{}", collector.log());
+        }
+        assert_eq!(1, snapshots(&other, server).await);
     }
 
     async fn what_waits_in_a_former_directory_is_said(powa: Powa) {

@@ -404,6 +404,19 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_run_has_left_is_limited_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let backlog = open(directory.path(), 100);
+        for _ in 0..3 {
+            add(&backlog, A, 30);
+        }
+        drop(backlog);
+        let backlog = open(directory.path(), 60);
+        assert_eq!(numbers(&backlog, A), [1, 2]);
+        assert_eq!(fs::read_dir(backlog.directory()).unwrap().count(), 3, "with the lock");
+    }
+
+    #[test]
     fn one_that_is_being_stored_is_not_dropped() {
         let directory = tempfile::tempdir().unwrap();
         let backlog = open(directory.path(), 100);
