@@ -334,7 +334,7 @@ async fn drain(
     while let Some(row) = rows.next().await {
         let row = row?;
         if is_sql_ascii {
-            // Such a server hands out bytes as they are; the repository takes only UTF-8.
+            // Here come bytes as they are; the repository takes only UTF-8.
             chunk.extend_from_slice(String::from_utf8_lossy(&row).as_bytes());
         } else {
             chunk.extend_from_slice(&row);

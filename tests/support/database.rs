@@ -19,15 +19,28 @@ impl Cluster {
         self.create_powa_database(dbname, None, extensions).await;
     }
 
+    /// The same in a copy of another database, which has an encoding of its own.
+    pub async fn create_copy(&self, dbname: &str, template: &str, extensions: &[&str]) {
+        self.create_database(dbname, &format!("TEMPLATE {}", quote_identifier(template))).await;
+        self.create_extensions(dbname, None, extensions).await;
+    }
+
+    async fn create_database(&self, dbname: &str, options: &str) {
+        let admin = self.client("postgres").await;
+        let statement = format!("CREATE DATABASE {} {options}", quote_identifier(dbname));
+        admin.batch_execute(&statement).await.expect("create a database");
+    }
+
     /// A database with PoWA, what PoWA requires, and `extensions`, all in `schema`, which is made. The
     /// extension powa of version 4 can only be in `public`: there, the schema is for the other extensions.
     ///
     /// PostgreSQL allows none of `"`, `$`, `'` and `\` in the schema of an extension.
     pub async fn create_powa_database(&self, dbname: &str, schema: Option<&str>, extensions: &[&str]) {
-        let dbname_quoted = quote_identifier(dbname);
-        let admin = self.client("postgres").await;
-        admin.batch_execute(&format!("CREATE DATABASE {dbname_quoted}")).await.expect("create a database");
+        self.create_database(dbname, "").await;
+        self.create_extensions(dbname, schema, extensions).await;
+    }
 
+    async fn create_extensions(&self, dbname: &str, schema: Option<&str>, extensions: &[&str]) {
         let client = self.client(dbname).await;
         let (mut powa_schema, mut others_schema) = (String::new(), String::new());
         if let Some(schema) = schema {
