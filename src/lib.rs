@@ -51,9 +51,9 @@
 //! line, and is sent from [`control`], [`snapshot`], [`server`], [`check`] and [`postgres`] only. Connections
 //! are opened in [`postgres::session`] only, by way of [`postgres::dial`]; what is not ours to know, variables
 //! and files, is read in [`config`], [`postgres::conninfo`] and [`postgres::tls`] only; what the system grants
-//! is settled in [`descriptors`] and [`memory`]; a program is run in [`postgres::password_command`] only. Tasks are spawned in
+//! is settled in [`descriptors`] and [`memory`]; where the log goes, in [`telemetry`]; a program is run in [`postgres::password_command`] only. Tasks are spawned in
 //! [`collector`], [`fleet`], [`control::listener`] and [`postgres::session`] only, and the process ends in
-//! `main` only. [`control::protocol`], [`schedule`] and every parser are pure: time and dice are handed to them.
+//! `main` only. [`control::protocol`], [`schedule`], [`config::log`] and every parser are pure: time and dice are handed to them.
 
 pub mod check;
 pub mod cli;

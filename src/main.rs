@@ -14,20 +14,20 @@ const EXIT_CONFIGURATION: u8 = 2;
 fn main() -> ExitCode {
     memory::set_up();
     let arguments = Arguments::parse();
-    let verbosity = telemetry::start();
+    let log = telemetry::start();
     let loaded = match config::load(arguments.config.as_deref()) {
         Ok(loaded) => loaded,
         Err(error) => {
-            eprintln!("powa-collector: {error}");
+            log.tell_end(&error.to_string());
             return ExitCode::from(EXIT_CONFIGURATION);
         }
     };
+    log.set(&loaded.configuration.log);
     let command = arguments.command.unwrap_or(Command::Run);
     if !matches!(command, Command::Check) {
         loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     }
     let configuration = loaded.configuration;
-    verbosity.set_debug(configuration.debug);
     if let Err(error) = descriptors::raise() {
         tracing::warn!("the limit of open files stays as it is: {error}");
     }
@@ -35,16 +35,17 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("powa-collector: start the runtime: {error}");
+            log.tell_end(&format!("start the runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
+    let end = log.clone();
     let outcome = runtime.block_on(async {
         match command {
             Command::Run => {
                 let signals = signals::signals().context("handle signals")?;
                 tracing::info!("powa-collector {} starts", env!("CARGO_PKG_VERSION"));
-                let ending = collector::run(arguments.config, configuration, verbosity, signals).await;
+                let ending = collector::run(arguments.config, configuration, log, signals).await;
                 Ok(match ending {
                     Ending::Stopped => ExitCode::SUCCESS,
                     Ending::Forced => ExitCode::FAILURE,
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
     // What is still under way was given its time; it must not hold up the end.
     runtime.shutdown_background();
     outcome.unwrap_or_else(|error: anyhow::Error| {
-        eprintln!("powa-collector: {error:#}");
+        end.tell_end(&format!("{error:#}"));
         ExitCode::FAILURE
     })
 }
