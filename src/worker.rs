@@ -176,6 +176,7 @@ pub async fn run(
         known: None,
         storing: Storing::default(),
         errors: Errors::default(),
+        has_worked_again: false,
     };
     worker.storing.at = worker.has_backlog().then(Instant::now);
     let exit = loop {
@@ -254,6 +255,8 @@ struct Worker {
     known: Option<Plan>,
     storing: Storing,
     errors: Errors,
+    /// Whether it was said since the last failure to read that the server works again.
+    has_worked_again: bool,
 }
 
 /// What goes wrong with one snapshot after another.
@@ -399,6 +402,7 @@ impl Worker {
         self.attempt = 0;
         self.is_recorded = false;
         if std::mem::take(&mut self.is_failing) {
+            self.has_worked_again = true;
             tracing::info!("works again");
         }
     }
@@ -515,7 +519,13 @@ impl Worker {
                 self.schedule = Some(Schedule { began: Some(began), due });
                 job.is_forced = false;
                 let now = telemetry::now();
-                self.errors.reading.met(&[], &now).iter().for_each(tell_failure);
+                let is_said = std::mem::take(&mut self.has_worked_again);
+                for news in self.errors.reading.met(&[], &now) {
+                    match news {
+                        News::Over { times: 1, .. } if is_said => tracing::debug!("{news}"),
+                        _ => tell_failure(&news),
+                    }
+                }
                 self.errors.skipped.met(&fetched.skipped, &now).iter().for_each(tell_part);
                 self.store(Some(fetched)).await;
             }
@@ -533,6 +543,7 @@ impl Worker {
                 self.schedule = Some(Schedule { began: Some(began), due });
                 let news = self.errors.reading.failed(&format!("no snapshot: {error}"), &telemetry::now());
                 tell_failure(&news);
+                self.has_worked_again = false;
                 match &error {
                     SnapshotError::Fetch(reason) if reason.ends_session() => {
                         // That nothing can be spooled is not over when the server can be connected to.
