@@ -134,15 +134,18 @@ impl Lines {
 
     /// Writes an error past the log's levels.
     fn say(&self, what: &str) {
-        let line = if self.is_json() {
+        // Perhaps nobody reads it any more.
+        let _ = writeln!(io::stderr(), "{}", self.error(what));
+    }
+
+    fn error(&self, what: &str) -> String {
+        if self.is_json() {
             object(Level::ERROR, vec![("message", what.into())])
         } else if self.is_journal {
             format!("{}{}", priority(Level::ERROR), OneLine(what))
         } else {
             what.to_owned()
-        };
-        // Perhaps nobody reads it any more.
-        let _ = writeln!(io::stderr(), "{line}");
+        }
     }
 }
 
@@ -388,6 +391,24 @@ mod tests {
         assert!(line.starts_with("2") && line.ends_with(r"Z  INFO one\ntwo"), "{line}");
         let colours = logged(Lines::new(false, true), &options(Format::Text, "info"), || tracing::info!("x"));
         assert!(colours[0].contains("\u{1b}["), "{colours:?}");
+    }
+
+    #[test]
+    fn a_fault_is_a_line_where_lines_are_counted() {
+        let told = Arc::new(Mutex::new(String::new()));
+        let (hook, sink) = (panic::take_hook(), Arc::clone(&told));
+        panic::set_hook(Box::new(move |fault| *sink.lock().unwrap() = told_fault(fault)));
+        assert!(panic::catch_unwind(|| panic!("one\ntwo")).is_err());
+        panic::set_hook(hook);
+        let told = told.lock().unwrap();
+        let lines = Lines::new(true, false);
+        let line = lines.error(&told);
+        let head = "<3>a fault of the collector: panicked at src/telemetry.rs:";
+        assert!(line.starts_with(head) && line.contains(r"one\ntwo") && !line.contains('\n'), "{line}");
+        lines.is_json.store(true, Ordering::Relaxed);
+        let object = json(&lines.error(&told));
+        assert!(object["level"] == "ERROR" && object["message"] == **told, "{object:?}");
+        assert!(!lines.is_plain() && Lines::new(false, false).is_plain());
     }
 
     #[test]

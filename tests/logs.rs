@@ -124,6 +124,31 @@ on_both_versions! {
         assert!(log.contains("<7>DEBUG ") && log.contains("<6>INFO stopped"), "{log}");
     }
 
+    async fn what_ends_the_program_is_a_line_like_others(powa: Powa) {
+        let (cluster, _) = cluster(powa).await;
+        let mut collector = Collector::builder(config(&cluster, json!({ "debug": 5 }))).on_journal().start();
+        assert_eq!(Some(2), collector.wait_exit(DEADLINE).await.code());
+        assert!(collector.log().starts_with("<3>powa-collector: ") && collector.log().lines().count() == 1);
+
+        let mut config = config(&cluster, json!({ "log": { "format": "json", "level": "off" } }));
+        config["repository"]["dsn"] = cluster.superuser_dsn("missing").into();
+        let output = Collector::builder(config).argument("once").run().await;
+        let line = object(&String::from_utf8(output.stderr).unwrap());
+        let message = line["message"].as_str().unwrap();
+        assert!(line["level"] == "ERROR" && message.contains("database \"missing\" does not exist"), "{line}");
+    }
+
+    async fn a_log_that_nobody_reads_stops_nothing(powa: Powa) {
+        let (cluster, repository) = cluster(powa).await;
+        register_idle(&repository, monitored(&cluster, 1)).await;
+        repository.batch_execute("UPDATE powa_servers SET frequency = 5 WHERE id = 1").await.unwrap();
+        let deaf = ["bash", "-c", "exec \"$0\" \"$@\" 2> >(exec true)"];
+        let mut collector = Collector::builder(config(&cluster, json!({ "debug": true }))).wrapper(&deaf).start();
+        fleet::wait_for_snapshots(&repository, 1, 3).await;
+        assert_eq!("", collector.log());
+        assert!(collector.stop().await.success());
+    }
+
     async fn errors_that_come_again_are_told_once_and_when_they_are_over(powa: Powa) {
         let scene = Scene::new(powa).await;
         scene.add_datasource("broken", "number integer", "SELECT 1", None).await;
