@@ -281,6 +281,7 @@ async fn check_server(assignment: &Assignment, findings: &mut Findings) {
             return;
         }
     };
+    plan.skipped.iter().for_each(|skipped| tracing::warn!("{skipped}"));
     for error in &plan.errors {
         findings.problem(error, &["-- on the repository server: CREATE EXTENSION …".to_owned()]);
     }

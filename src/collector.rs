@@ -23,7 +23,7 @@ use crate::signals::Signal;
 use crate::snapshot::folders::Folders;
 use crate::snapshot::{self, SnapshotError};
 use crate::systemd::ServiceManager;
-use crate::telemetry::Verbosity;
+use crate::telemetry::Log;
 use crate::worker::{Command, Exit};
 
 /// How the collector ended.
@@ -39,12 +39,12 @@ pub enum Ending {
 pub async fn run(
     file: Option<PathBuf>,
     configuration: Configuration,
-    verbosity: Verbosity,
+    log: Log,
     mut signals: impl Stream<Item = Signal> + Unpin,
 ) -> Ending {
     let (incoming, mut requests) = mpsc::channel(64);
     let (read, mut readings) = mpsc::channel(1);
-    let mut collector = Collector::new(file, configuration, verbosity, incoming, read);
+    let mut collector = Collector::new(file, configuration, log, incoming, read);
     let condition = collector.condition();
     collector.manager.ready(&condition);
     loop {
@@ -104,7 +104,7 @@ struct Reading {
 struct Collector {
     file: Option<PathBuf>,
     configuration: Arc<Configuration>,
-    verbosity: Verbosity,
+    log: Log,
 
     incoming: mpsc::Sender<Incoming>,
     listener: CancellationToken,
@@ -141,7 +141,7 @@ impl Collector {
     fn new(
         file: Option<PathBuf>,
         configuration: Configuration,
-        verbosity: Verbosity,
+        log: Log,
         incoming: mpsc::Sender<Incoming>,
         read: mpsc::Sender<Reading>,
     ) -> Self {
@@ -151,7 +151,7 @@ impl Collector {
         let mut collector = Self {
             file,
             configuration: Arc::new(configuration),
-            verbosity,
+            log,
             incoming,
             listener: CancellationToken::new(),
             hears: watch::channel(false).1,
@@ -358,10 +358,11 @@ impl Collector {
             }
             return;
         }
+        // First, so that one who wants to see more sees this already.
+        self.log.set(&new.log);
         for difference in differences {
             tracing::info!("configuration: {difference}");
         }
-        self.verbosity.set_debug(new.debug);
         let old = std::mem::replace(&mut self.configuration, Arc::new(new));
         let new = Arc::clone(&self.configuration);
         if old.differs_in_repository(&new) {

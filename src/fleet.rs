@@ -56,6 +56,11 @@ impl Means {
         }
     }
 
+    /// What lines of the log that concern a server stand in.
+    fn span(&self, server: &Server) -> tracing::Span {
+        worker::span(&server.name(self.use_server_alias), server.id)
+    }
+
     /// What a worker needs for one server.
     pub fn assignment(&self, server: Server) -> Assignment {
         Assignment {
@@ -209,7 +214,8 @@ impl Fleet {
         let worker = self.workers.get(&server).filter(|worker| worker.life == Life::Working);
         let worker = worker.ok_or(Untold::NotFound(server))?;
         worker.commands.try_send(command).map_err(|_| Untold::Busy(server))?;
-        tracing::info!(srvid = %server, "a command came over the control channel");
+        let _span = self.means.span(&worker.server).entered();
+        tracing::info!("a command came over the control channel");
         Ok(())
     }
 
@@ -245,7 +251,8 @@ impl Fleet {
         self.wanted = servers.into_iter().map(|server| (server.id, server)).collect();
         for (id, worker) in &mut self.workers {
             if !self.wanted.contains_key(id) && worker.life == Life::Working {
-                tracing::info!(srvid = %id, "the server is not to be collected any more: its worker stops");
+                let _span = self.means.span(&worker.server).entered();
+                tracing::info!("the server is not to be collected any more: its worker stops");
                 worker.stop();
             }
         }
@@ -266,8 +273,10 @@ impl Fleet {
             return;
         };
         let differences = worker.server.differences(&server);
+        let span = self.means.span(&worker.server);
         for difference in &differences {
-            tracing::info!(srvid = %id, "the server is registered otherwise: {difference}");
+            let _entered = span.enter();
+            tracing::info!("the server is registered otherwise: {difference}");
         }
         let is_different = is_asked || !differences.is_empty();
         match worker.life {
@@ -286,7 +295,8 @@ impl Fleet {
     fn assign(&self, worker: &Worker) {
         let assignment = Box::new(self.means.assignment(worker.server.clone()));
         if worker.commands.try_send(Command::Assign(assignment)).is_err() {
-            tracing::warn!(srvid = %worker.server.id, "the worker is too busy to be told of the change");
+            let _span = self.means.span(&worker.server).entered();
+            tracing::warn!("the worker is too busy to be told of the change");
         }
     }
 
@@ -294,7 +304,8 @@ impl Fleet {
         let id = server.id;
         let assignment = self.means.assignment(server.clone());
         let (name, seconds) = (one_line(&assignment.name), server.frequency.as_secs());
-        tracing::info!(srvid = %id, "worker for {name} starts, every {seconds} s");
+        let _span = self.means.span(&server).entered();
+        tracing::info!("worker for {name} starts, every {seconds} s");
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (sender, state) = watch::channel(State::Unknown);
         let stop = CancellationToken::new();
@@ -321,8 +332,8 @@ impl Fleet {
             let is_in_a_row = worker.started.elapsed() < STEADY;
             worker.faults = if is_in_a_row { worker.faults.saturating_add(1) } else { 1 };
             let wait = schedule::backoff(worker.faults, rand::random());
+            let _span = self.means.span(&worker.server).entered();
             tracing::error!(
-                srvid = %id,
                 "the worker ended by a fault of the collector, which is worth a report: {error}; it starts again in \
                  {:.1} s",
                 wait.as_secs_f64()
@@ -334,8 +345,8 @@ impl Fleet {
             worker.life = if fault.is_some() { Life::Failed } else { Life::Ended };
             return None;
         }
+        self.means.span(&worker.server).in_scope(|| tracing::info!("the worker has stopped"));
         self.workers.remove(&id);
-        tracing::info!(srvid = %id, "the worker has stopped");
         if !self.is_stopping {
             if let Some(server) = self.wanted.get(&id).cloned() {
                 self.start(server);

@@ -27,19 +27,19 @@ fn main() -> ExitCode {
             }
         };
     }
-    let verbosity = telemetry::start();
+    let log = telemetry::start();
     let loaded = match config::load(arguments.config.as_deref()) {
         Ok(loaded) => loaded,
         Err(error) => {
-            eprintln!("powa-collector: {error}");
+            log.tell_end(&error.to_string());
             return ExitCode::from(EXIT_CONFIGURATION);
         }
     };
+    log.set(&loaded.configuration.log);
     if matches!(command, Command::Run | Command::Once { .. }) {
         loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     }
     let configuration = loaded.configuration;
-    verbosity.set_debug(configuration.debug);
     if let Err(error) = descriptors::raise() {
         tracing::warn!("the limit of open files stays as it is: {error}");
     }
@@ -47,16 +47,17 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("powa-collector: start the runtime: {error}");
+            log.tell_end(&format!("start the runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
+    let end = log.clone();
     let outcome = runtime.block_on(async {
         match command {
             Command::Run => {
                 let signals = signals::signals().context("handle signals")?;
                 tracing::info!("powa-collector {} starts", env!("CARGO_PKG_VERSION"));
-                let ending = collector::run(arguments.config, configuration, verbosity, signals).await;
+                let ending = collector::run(arguments.config, configuration, log, signals).await;
                 Ok(match ending {
                     Ending::Stopped => ExitCode::SUCCESS,
                     Ending::Forced => ExitCode::FAILURE,
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
     // What is still under way was given its time; it must not hold up the end.
     runtime.shutdown_background();
     outcome.unwrap_or_else(|error: anyhow::Error| {
-        eprintln!("powa-collector: {error:#}");
+        end.tell_end(&format!("{error:#}"));
         ExitCode::FAILURE
     })
 }

@@ -87,5 +87,6 @@ async fn take(assignment: &Assignment) -> Result<Taken, String> {
         .read(&mut remote, None, None, &mut None, false, &stop)
         .await
         .map_err(|error| error.to_string())?;
+    fetched.skipped.iter().for_each(|skipped| tracing::warn!("{skipped}"));
     subject.put(&mut fetched, &stop).await.map_err(|error| error.to_string())
 }

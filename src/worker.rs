@@ -21,6 +21,7 @@ use crate::postgres::conninfo::{ConnInfo, ConnInfoError, Given};
 use crate::postgres::repository::Repository;
 use crate::postgres::session::application_name;
 use crate::postgres::text::one_line;
+use crate::repeated::{News, Repeated};
 use crate::report::Sheet;
 use crate::schedule;
 use crate::server::{Server, ServerId};
@@ -32,6 +33,7 @@ use crate::snapshot::turns::Turns;
 use crate::snapshot::vacuum::Vacuum;
 use crate::snapshot::versions::Change;
 use crate::snapshot::{Fetched, SnapshotError, Subject, Taken};
+use crate::telemetry;
 
 /// How sessions with monitored servers are named, before the server's name.
 pub const SESSION_PREFIX: &str = "PoWA collector - worker ";
@@ -176,6 +178,8 @@ pub async fn run(
         is_recorded: false,
         known: None,
         storing: Storing::default(),
+        errors: Errors::default(),
+        has_worked_again: false,
     };
     worker.storing.at = worker.has_backlog().then(Instant::now);
     let exit = loop {
@@ -255,6 +259,22 @@ struct Worker {
     /// What was due last time, for while the repository is away.
     known: Option<Plan>,
     storing: Storing,
+    errors: Errors,
+    /// Whether it was said since the last failure to read that the server works again.
+    has_worked_again: bool,
+}
+
+/// What goes wrong with one snapshot after another.
+#[derive(Debug, Default)]
+struct Errors {
+    /// Why there is nothing to be stored.
+    reading: Repeated,
+    /// Datasources that the repository says too little of.
+    skipped: Repeated,
+    /// Why something is not stored.
+    storing: Repeated,
+    /// Of single datasources, and of `powa_take_snapshot`.
+    parts: Repeated,
 }
 
 /// How it goes with the repository.
@@ -282,7 +302,7 @@ struct Schedule {
 
 impl Worker {
     fn span(&self) -> tracing::Span {
-        tracing::info_span!("worker", server = %one_line(&self.assignment.name), srvid = %self.id)
+        span(&self.assignment.name, self.id)
     }
 
     /// When to act next, if nobody asks for anything.
@@ -355,6 +375,7 @@ impl Worker {
             self.schedule = None;
             self.known = None;
             self.storing = Storing::default();
+            self.errors = Errors::default();
         }
         if has_other_repository || has_other_backlog {
             self.storing.last = None;
@@ -386,6 +407,7 @@ impl Worker {
         self.attempt = 0;
         self.is_recorded = false;
         if std::mem::take(&mut self.is_failing) {
+            self.has_worked_again = true;
             tracing::info!("works again");
         }
     }
@@ -503,6 +525,15 @@ impl Worker {
                 self.remote = Some(remote);
                 self.schedule = Some(Schedule { began: Some(began), due });
                 job.is_forced = false;
+                let now = telemetry::now();
+                let is_said = std::mem::take(&mut self.has_worked_again);
+                for news in self.errors.reading.met(&[], &now) {
+                    match news {
+                        News::Over { times: 1, .. } if is_said => tracing::debug!("{news}"),
+                        _ => tell_failure(&news),
+                    }
+                }
+                self.errors.skipped.met(&fetched.skipped, &now).iter().for_each(tell_part);
                 self.store(Some(fetched)).await;
             }
             Err(error) if error.is_stop() => tracing::debug!("no snapshot: {error}"),
@@ -517,13 +548,16 @@ impl Worker {
                 job.is_forced = false;
                 job.refresh = refresh;
                 self.schedule = Some(Schedule { began: Some(began), due });
-                tracing::error!("no snapshot: {error}");
+                let news = self.errors.reading.failed(&format!("no snapshot: {error}"), &telemetry::now());
+                tell_failure(&news);
+                self.has_worked_again = false;
                 self.sheet.failed(&format!("no snapshot: {error}"));
                 match &error {
                     SnapshotError::Fetch(reason) if reason.ends_session() => {
                         // That nothing can be spooled is not over when the server can be connected to.
                         let is_ours = matches!(reason, FetchError::Spool(_));
-                        self.is_failing = !is_ours;
+                        // What was not told does not work again either.
+                        self.is_failing = !is_ours && !matches!(news, News::Same(_));
                         self.back_off(if is_ours { State::Running } else { State::NoRemote });
                     }
                     _ => self.remote = Some(remote),
@@ -556,7 +590,7 @@ impl Worker {
                     }
                     self.succeed();
                     self.sheet.stored(&taken);
-                    tell_taken(&taken);
+                    self.tell_taken(&taken);
                 }
                 Err(error) => {
                     let is_kept = self.keep(fetched, &error).await;
@@ -644,11 +678,38 @@ impl Worker {
             tracing::error!("a snapshot is not stored: {error}; the file is now {}", aside.display());
             return false;
         }
-        tracing::error!("no snapshot: {error}");
+        tell_failure(&self.errors.storing.failed(&format!("no snapshot: {error}"), &telemetry::now()));
         self.sheet.failed(&format!("no snapshot: {error}"));
         self.forget(ticket);
         self.record(vec![error.to_string()]).await;
         false
+    }
+
+    fn tell_taken(&mut self, taken: &Taken) {
+        let now = telemetry::now();
+        self.errors.storing.met(&[], &now).iter().for_each(tell_failure);
+        if taken.was_there {
+            tracing::info!(
+                "the snapshot was stored already, though the repository's answer to that was lost"
+            );
+            return;
+        }
+        let mut errors = taken.errors.clone();
+        if taken.repository_errors > 0 {
+            errors.push(format!(
+                "errors met by powa_take_snapshot: {}; see powa_snapshot_metas.errors",
+                taken.repository_errors
+            ));
+        }
+        self.errors.parts.met(&errors, &now).iter().for_each(tell_part);
+        tracing::info!(
+            "snapshot: {} rows, {} bytes; fetched in {:.3} s, waited {:.3} s, stored in {:.3} s",
+            taken.rows,
+            taken.bytes,
+            taken.fetch.as_secs_f64(),
+            taken.wait.as_secs_f64(),
+            taken.store.as_secs_f64()
+        );
     }
 
     fn forget(&self, ticket: Option<Ticket>) {
@@ -675,28 +736,27 @@ impl Worker {
     }
 }
 
-fn tell_taken(taken: &Taken) {
-    if taken.was_there {
-        tracing::info!("the snapshot was stored already, though the repository's answer to that was lost");
-        return;
+/// What a worker's lines of the log stand in, be they of any level.
+pub fn span(name: &str, server: ServerId) -> tracing::Span {
+    tracing::error_span!("worker", server = %one_line(name), srvid = server.0)
+}
+
+/// Tells of a failure that costs a snapshot.
+fn tell_failure(news: &News) {
+    match news {
+        News::New(_) | News::Again { .. } => tracing::error!("{news}"),
+        News::Same(_) => tracing::debug!("{news}"),
+        News::Over { .. } => tracing::info!("{news}"),
     }
-    for error in &taken.errors {
-        tracing::warn!("{error}");
+}
+
+/// Tells of one that costs a part of it.
+fn tell_part(news: &News) {
+    match news {
+        News::New(_) | News::Again { .. } => tracing::warn!("{news}"),
+        News::Same(_) => tracing::debug!("{news}"),
+        News::Over { .. } => tracing::info!("{news}"),
     }
-    if taken.repository_errors > 0 {
-        tracing::warn!(
-            "errors met by powa_take_snapshot: {}; see powa_snapshot_metas.errors",
-            taken.repository_errors
-        );
-    }
-    tracing::info!(
-        "snapshot: {} rows, {} bytes; fetched in {:.3} s, waited {:.3} s, stored in {:.3} s",
-        taken.rows,
-        taken.bytes,
-        taken.fetch.as_secs_f64(),
-        taken.wait.as_secs_f64(),
-        taken.store.as_secs_f64()
-    );
 }
 
 fn tell_change(change: &Change) {

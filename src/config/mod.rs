@@ -3,6 +3,7 @@
 //! A [`Configuration`] that exists is valid. Everything that can be wrong is found here, at once, and said
 //! with the file, the line where there is one, and the key.
 
+pub mod log;
 pub mod servers;
 
 use std::collections::BTreeSet;
@@ -16,6 +17,7 @@ use config::{Environment, File, FileFormat};
 use serde::Deserialize;
 use serde_json::Value;
 
+use self::log::{Directives, Format, LogOptions};
 use self::servers::{RawServers, ServerOptions};
 use crate::postgres::conninfo::environment::Environment as LibpqEnvironment;
 use crate::postgres::conninfo::{ConnInfo, Given};
@@ -25,7 +27,7 @@ use crate::postgres::secret::Secret;
 const ENVIRONMENT_PREFIX: &str = "POWA_COLLECTOR";
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 23] = [
+pub const KEYS: [&str; 25] = [
     "repository.dsn",
     "repository.password_command",
     "repository.max_connections",
@@ -34,6 +36,8 @@ pub const KEYS: [&str; 23] = [
     "servers.by_name",
     "use_server_alias",
     "debug",
+    "log.format",
+    "log.level",
     "servers_refresh_interval",
     "shutdown_timeout",
     "fetch.database_connections",
@@ -64,7 +68,9 @@ pub struct Configuration {
     pub settings: Settings,
     /// Whether servers are named by their alias where they have one.
     pub use_server_alias: bool,
+    /// Whether more is logged where `log.level` does not say it.
     pub debug: bool,
+    pub log: LogOptions,
     /// How often the file and the servers are read again by themselves. `None`: only when asked.
     pub servers_refresh_interval: Option<Duration>,
     /// How long a store in progress may go on after a stop.
@@ -161,6 +167,7 @@ struct Raw {
     servers: RawServers,
     use_server_alias: bool,
     debug: bool,
+    log: RawLog,
     servers_refresh_interval: Option<u64>,
     shutdown_timeout: Option<u64>,
     fetch: RawFetch,
@@ -175,6 +182,13 @@ struct RawRepository {
     password_command: Option<Value>,
     max_connections: Option<u64>,
     vacuum: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RawLog {
+    format: Option<String>,
+    level: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -377,6 +391,7 @@ fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuratio
         .map_err(|(key, reason)| wrong(key, reason))?;
     let servers = ServerOptions::read(&raw.servers, password_command)
         .map_err(|error| wrong(&error.key, error.reason))?;
+    let log = log(&raw.log, raw.debug).map_err(|(key, reason)| wrong(key, reason))?;
     let refresh = seconds("servers_refresh_interval", raw.servers_refresh_interval, 60, 0)?;
     Ok(Configuration {
         repository,
@@ -408,6 +423,7 @@ fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuratio
         },
         use_server_alias: raw.use_server_alias,
         debug: raw.debug,
+        log,
         servers_refresh_interval: (!refresh.is_zero()).then_some(refresh),
         shutdown_timeout: seconds("shutdown_timeout", raw.shutdown_timeout, 30, 0)?,
         file,
@@ -431,6 +447,16 @@ fn repository(
     }
     ConnInfo::to_write(&given, &LibpqEnvironment::of_process())
         .map_err(|error| ("repository.dsn", error.to_string()))
+}
+
+/// How the log is written; what is wrong comes with its key.
+fn log(raw: &RawLog, debug: bool) -> Result<LogOptions, (&'static str, String)> {
+    let format = raw.format.as_deref().map_or(Ok(Format::default()), str::parse);
+    let level = raw.level.as_deref().map_or_else(|| Ok(Directives::unsaid(debug)), str::parse);
+    Ok(LogOptions {
+        format: format.map_err(|reason| ("log.format", reason))?,
+        level: level.map_err(|reason| ("log.level", reason))?,
+    })
 }
 
 /// Where files are made that nobody looks for later. `/tmp` may be memory; these are there to save memory.
@@ -509,6 +535,8 @@ pub fn differences(old: &Configuration, new: &Configuration) -> Vec<String> {
         changed("repository.vacuum", &was.vacuums, &is.vacuums),
         changed("use_server_alias", &old.use_server_alias, &new.use_server_alias),
         changed("debug", &old.debug, &new.debug),
+        changed("log.format", &old.log.format.name(), &new.log.format.name()),
+        changed("log.level", &old.log.level.given(), &new.log.level.given()),
         changed("servers_refresh_interval", &old.servers_refresh_interval, &new.servers_refresh_interval),
         changed("shutdown_timeout", &old.shutdown_timeout, &new.shutdown_timeout),
         changed("fetch.database_connections", &was.database_connections, &is.database_connections),
@@ -688,6 +716,33 @@ mod tests {
         );
         let message = wrong.unwrap_err().to_string();
         assert!(message.contains("POWA_COLLECTOR_DEBUG") && !message.contains("perhaps"));
+    }
+
+    #[test]
+    fn the_log_is_set_by_the_file_and_the_environment_and_its_level_counts_before_debug() {
+        let log = |text: &str, variables: &[(&str, &str)]| {
+            let variables =
+                variables.iter().map(|(name, value)| (format!("POWA_COLLECTOR_{name}"), (*value).to_owned()));
+            let text = format!(r#"{{"repository": {{"dsn": ""}}{text}}}"#);
+            let loaded = read(Some(PathBuf::from("f.conf")), Some(&text), variables.collect());
+            let log = loaded.map_err(|error| error.to_string())?.configuration.log;
+            Ok::<_, String>((log.format.name(), log.level.given().to_owned()))
+        };
+        let is = |format, level: &str| Ok((format, level.to_owned()));
+        assert_eq!(log("", &[]), is("text", "info"));
+        assert_eq!(log(r#", "debug": true"#, &[]), is("text", "debug"));
+        assert_eq!(log(r#", "debug": true, "log": {"level": "warn"}"#, &[]), is("text", "warn"));
+        let both = r#", "log": {"level": "warn", "format": "json"}"#;
+        assert_eq!(log(both, &[]), is("json", "warn"));
+        assert_eq!(log(both, &[("LOG__LEVEL", "off"), ("LOG__FORMAT", "text")]), is("text", "off"));
+
+        let wrong = log(r#", "log": {"level": "debgu"}"#, &[]).unwrap_err();
+        assert!(
+            wrong.starts_with(r#"f.conf: key log.level: "debgu" in "debgu" is not possible: "#),
+            "{wrong}"
+        );
+        let wrong = log("", &[("LOG__FORMAT", "xml")]).unwrap_err();
+        assert!(wrong.ends_with(r#"key log.format: "xml" is neither "text" nor "json""#), "{wrong}");
     }
 
     #[test]

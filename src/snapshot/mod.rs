@@ -68,6 +68,8 @@ pub struct Fetched {
     repository: String,
     /// Its place in the backlog. None: the disk did not take it.
     pub ticket: Option<Ticket>,
+    /// What the repository has no query for.
+    pub skipped: Vec<String>,
     /// Others may read when this one has come to its store.
     turn: Option<Turn>,
     fetch: Duration,
@@ -208,8 +210,8 @@ impl Subject<'_> {
         if ticket.is_some() {
             tracing::debug!("fetched: the snapshot of {}", spool.time);
         }
-        let Plan { powa, repository, .. } = plan;
-        Ok(Fetched { spool, powa, repository, ticket, turn, fetch, away })
+        let Plan { powa, repository, skipped, .. } = plan;
+        Ok(Fetched { spool, powa, repository, ticket, skipped, turn, fetch, away })
     }
 
     /// An empty spool, on the backlog's disk.
@@ -264,6 +266,7 @@ impl Subject<'_> {
             repository: index.repository,
             spool,
             ticket: Some(ticket),
+            skipped: Vec::new(),
             turn: None,
             fetch: Duration::ZERO,
             away: None,

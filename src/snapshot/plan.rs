@@ -29,6 +29,8 @@ pub struct Plan {
     pub catalogs: Vec<Catalog>,
     /// What cannot be had already by what the repository lacks.
     pub errors: Vec<String>,
+    /// What is left out because the repository has no query for it, which may be as it should be.
+    pub skipped: Vec<String>,
 }
 
 /// A set of rows that describes the whole server.
@@ -147,6 +149,7 @@ pub async fn plan(
         db_modules: Arc::new([]),
         catalogs: Vec::new(),
         errors: Vec::new(),
+        skipped: Vec::new(),
         powa,
         repository,
     };
@@ -202,7 +205,8 @@ impl Plan {
             let extension: Option<String> = row.get("extension");
             let is_external: bool = row.get("external");
             let Some(function) = row.get::<_, Option<String>>("query_source") else {
-                tracing::warn!("datasource {name} has no query_source in the repository: skipped");
+                let told = format!("datasource {name} has no query_source in the repository: skipped");
+                self.skipped.push(told);
                 continue;
             };
             let schema = if is_external {
@@ -251,7 +255,8 @@ impl Plan {
 
     fn query_and_target(&mut self, name: &str, row: &Row) -> Option<(String, Table)> {
         let Some(query) = row.get::<_, Option<String>>("query_source") else {
-            tracing::warn!("{name} has no query for this server's version in the repository: skipped");
+            let told = format!("{name} has no query for this server's version in the repository: skipped");
+            self.skipped.push(told);
             return None;
         };
         let written: Option<String> = row.get("tmp_table");

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -33,9 +35,16 @@ pub struct CollectorBuilder {
     wrapper: Vec<OsString>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
+    is_on_journal: bool,
 }
 
 impl CollectorBuilder {
+    /// Makes standard error a socket that `JOURNAL_STREAM` names, as systemd does.
+    pub fn on_journal(mut self) -> Self {
+        self.is_on_journal = true;
+        self
+    }
+
     /// Runs it by a command that becomes the program, such as `prlimit`: with these words before the program's own.
     pub fn wrapper(mut self, words: &[&str]) -> Self {
         self.wrapper = words.iter().map(OsString::from).collect();
@@ -54,14 +63,25 @@ impl CollectorBuilder {
     }
 
     pub fn start(self) -> Collector {
+        let is_on_journal = self.is_on_journal;
         let (directory, mut command) = self.command();
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let journal = is_on_journal.then(|| {
+            let (journal, theirs) = UnixStream::pair().expect("make a socket");
+            let stat = nix::sys::stat::fstat(&theirs).expect("look at the socket");
+            command.env("JOURNAL_STREAM", format!("{}:{}", stat.st_dev, stat.st_ino));
+            command.stderr(OwnedFd::from(theirs));
+            journal
+        });
         let mut process = process::spawn(command).expect("run powa-collector");
 
         let log = Arc::new(Mutex::new(Vec::new()));
         let file = Arc::new(File::create(directory.path().join("collector.log")).expect("make the log file"));
         let stdout: Box<dyn Read + Send> = Box::new(process.stdout.take().expect("stdout is piped"));
-        let stderr: Box<dyn Read + Send> = Box::new(process.stderr.take().expect("stderr is piped"));
+        let stderr: Box<dyn Read + Send> = match journal {
+            Some(journal) => Box::new(journal),
+            None => Box::new(process.stderr.take().expect("stderr is piped")),
+        };
         let readers = [stdout, stderr].map(|pipe| read_lines(pipe, Arc::clone(&log), Arc::clone(&file)));
         Collector { directory: Some(directory), process, status: None, log, readers: readers.into() }
     }
@@ -121,7 +141,13 @@ impl Collector {
 
     /// Without `-c`: for the tests of where the file is searched, and of `--help`.
     pub fn bare() -> CollectorBuilder {
-        CollectorBuilder { config: None, wrapper: Vec::new(), arguments: Vec::new(), environment: Vec::new() }
+        CollectorBuilder {
+            config: None,
+            wrapper: Vec::new(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            is_on_journal: false,
+        }
     }
 
     /// The working directory, home, and `TMPDIR` of the program.
