@@ -128,6 +128,8 @@ on_both_versions! {
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
         let mut collector = outage.collect(json!({}));
         collector.wait_for_log("another collector of the same repository has it").await;
+        // A question before that would be lost.
+        collector.wait_for_log(fleet::LISTENING).await;
         fleet::wait_for_states(&mut Control::connect(&outage.scene.cluster, "powa").await, r#"{"1": "running"}"#).await;
         assert_eq!(files, outage.files(outage.scene.id));
         drop(lock);
