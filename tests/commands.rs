@@ -77,6 +77,26 @@ on_both_versions! {
         fleet.collector.stop().await;
     }
 
+    async fn status_is_watched_also_while_the_collector_is_away(powa: Powa) {
+        let mut fleet = Fleet::start(powa).await;
+        let keys = config(&fleet.cluster, json!({}));
+        let mut watch = Collector::builder(keys).argument("status").argument("--watch").start();
+        let shown = "1 server, 0 with a problem";
+        watch.wait_for_log(shown).await;
+        let position = watch.log_position();
+        watch.wait_for_log_after(position, shown).await;
+        assert!(!watch.log().contains('\x1b'), "there is no terminal");
+
+        assert!(fleet.collector.stop().await.success());
+        let position = watch.log_position();
+        watch.wait_for_log_after(position, "no collector is connected to ").await;
+        fleet.collector = Collector::start(config(&fleet.cluster, json!({})));
+        let position = watch.log_position();
+        watch.wait_for_log_after(position, shown).await;
+        assert_eq!(1, watch.log().matches("no collector is connected to ").count(), "{}", watch.log());
+        fleet.collector.stop().await;
+    }
+
     async fn a_large_fleet_comes_in_parts(powa: Powa) {
         let (cluster, repository) = cluster(powa).await;
         // Nobody is there, and the reason takes room.

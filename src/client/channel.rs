@@ -1,5 +1,6 @@
 //! One client of the control channel: sends a command, and waits for its answer on a channel of its own.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -16,6 +17,9 @@ use crate::server::{self, ServerId};
 
 /// How the sessions of clients are named.
 const SESSION: &str = "PoWA collector - command";
+
+/// How long an answer is waited for before a question that changes nothing is asked again.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 pub struct Channel {
     session: Session,
@@ -76,20 +80,30 @@ impl Channel {
     pub async fn details(&mut self, of: &[ServerId]) -> Result<Vec<Detail>, ClientError> {
         let command = "WORKERS_DETAIL";
         let words: Vec<String> = of.iter().map(ServerId::to_string).collect();
-        self.send(command, &words.join(" ")).await?;
+        let words = words.join(" ");
+        self.send(command, &words).await?;
         let deadline = Instant::now() + self.answer;
-        let (mut from, mut details, mut expected) = (None, Vec::new(), 1);
-        while expected > 0 {
-            let (backend, data) = self.next(command, from, deadline).await?;
+        let (mut from, mut parts, mut count) = (None, BTreeMap::new(), 1);
+        while parts.len() < count {
+            let (backend, data) =
+                match self.next(command, from, deadline.min(Instant::now() + PATIENCE)).await {
+                    // A collector that has just connected may not have listened yet. To ask again changes nothing.
+                    Err(ClientError::NoAnswer(_)) if from.is_none() && Instant::now() < deadline => {
+                        self.send(command, &words).await?;
+                        continue;
+                    }
+                    Err(ClientError::NoAnswer(_)) if Instant::now() < deadline => continue,
+                    answer => answer?,
+                };
             let part: DetailPart =
                 serde_json::from_str(&data).map_err(|error| ClientError::Malformed(error.to_string()))?;
-            if from.replace(backend).is_none() {
-                expected = part.parts;
+            if part.parts != count {
+                parts.clear();
             }
-            expected = expected.saturating_sub(1);
-            details.extend(part.servers);
+            (from, count) = (Some(backend), part.parts);
+            parts.insert(part.part, part.servers);
         }
-        Ok(details)
+        Ok(parts.into_values().flatten().collect())
     }
 
     async fn send(&mut self, command: &str, arguments: &str) -> Result<(), ClientError> {

@@ -124,11 +124,16 @@ async fn look_again(
     ids: &[ServerId],
     mut error: ClientError,
 ) -> Result<Vec<Detail>, ClientError> {
+    let mut told = String::new();
     loop {
         if matches!(error, ClientError::Refused(_) | ClientError::Unknown(_)) {
             return Err(error);
         }
-        eprintln!("powa-collector: {error}; looking again");
+        let reason = error.to_string();
+        if reason != told {
+            eprintln!("powa-collector: {reason}; looking again");
+            told = reason;
+        }
         sleep(INTERVAL).await;
         error = match Channel::open(configuration).await {
             Ok(opened) => {
