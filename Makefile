@@ -30,7 +30,7 @@ demo: prerequisites ## watch the collector at work on throwaway servers (DEMO_SE
 	@demo/run
 
 .PHONY: bench
-bench: prerequisites ## measure it against the Python collector, which takes hours (ARGS: a case, --runs N)
+bench: prerequisites ## measure it against the Python collector, which takes more than an hour (ARGS: a case, --runs N)
 	tests/support/postgresql install
 	tests/support/postgresql powa5
 	cargo bench --bench fleet --locked -- $(ARGS)

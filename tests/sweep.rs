@@ -1,7 +1,7 @@
 //! A connection goes wrong at some message of a snapshot, in some way: what is stored is whole, nothing is stored
 //! twice, and the next snapshot comes by itself.
 //!
-//! `SWEEP=whole` tries every message in every way, which takes hours; otherwise some of both are
+//! `SWEEP=whole` tries every message in every way, which takes an hour or two; otherwise some of both are
 //! chosen, by `SWEEP_SEED` where that is set: a failure tells the seed.
 
 mod scene;
