@@ -401,7 +401,9 @@ impl Worker {
     fn succeed(&mut self) {
         self.state.send_replace(self.rest());
         if self.remote.is_none() {
-            // What has waited is stored, and the monitored server is still away.
+            // What has waited is stored, and the monitored server is still away. The repository has forgotten that with the
+            // snapshot that it took.
+            self.is_recorded = false;
             return;
         }
         self.attempt = 0;

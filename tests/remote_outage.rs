@@ -1,9 +1,11 @@
 //! A monitored server is away for a while: that is said once when it goes and once when it is back, costs no other
 //! server anything, and snapshots are taken of it again by themselves.
 
+mod fleet;
 mod scene;
 mod support;
 
+use fleet::Gate;
 use scene::{Scene, one};
 use serde_json::json;
 use support::{
@@ -61,6 +63,24 @@ on_both_versions! {
         site.is_back().await;
         site.account().await;
     }
+
+    async fn why_a_server_is_away_is_told_also_after_what_had_waited_is_stored(powa: Powa) {
+        let mut site = Site::with_store_deadline(powa, 2).await;
+        let gate = Gate::in_store(&site.scene.cluster).await;
+        wait_until("a snapshot of it waits", DEADLINE, async || !site.spool.snapshots_of(site.id).is_empty())
+            .await;
+        site.server.stop();
+        site.wait_for_error().await;
+        let before = site.scene.snapshots_of(site.id).await;
+        gate.open();
+        // It leaves no errors behind, its own being none.
+        site.scene.wait_for_snapshots_of(site.id, before + 1).await;
+        site.spool.wait_until_no_snapshots().await;
+        site.wait_for_error().await;
+        site.server.start_again();
+        site.is_back().await;
+        site.account().await;
+    }
 }
 
 /// What is said of a server that is away.
@@ -101,6 +121,11 @@ struct Site {
 impl Site {
     /// When both have been collected.
     async fn start(powa: Powa) -> Site {
+        Site::with_store_deadline(powa, 900).await
+    }
+
+    /// The same, where a store has so many seconds.
+    async fn with_store_deadline(powa: Powa, seconds: u64) -> Site {
         let repository =
             Cluster::builder(powa).setting("autovacuum", "off").setting("synchronous_commit", "on").start();
         let port = repository.port();
@@ -114,7 +139,7 @@ impl Site {
         let spool = Spool::new();
         let collector = Collector::start(scene.config(json!({
             "spool": { "directory": spool.path() },
-            "timeouts": { "connect": 1, "query": 3, "fetch": 3, "close": 1 },
+            "timeouts": { "connect": 1, "query": 3, "fetch": 3, "store": seconds, "close": 1 },
         })));
         for server in [scene.id, id] {
             scene.wait_for_snapshots_of(server, 1).await;
