@@ -175,6 +175,9 @@ on_both_versions! {
             scene.force(scene.id).await;
             let line = collector.wait_for_log(line).await;
             assert_eq!(line.contains("make a spool file in /proc/nowhere"), memory_limit == 1000, "{line}");
+            wait_until("the repository knows it", DEADLINE, async || {
+                scene.errors().await.is_empty() == (memory_limit != 1000)
+            }).await;
             assert!(collector.stop().await.success());
         }
         assert!(scene.error().await.contains("make a spool file in /proc/nowhere"));
