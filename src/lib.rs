@@ -39,8 +39,7 @@
 //! 4. Commands are answered whatever the workers do and however busy the repository's pool is: they come and go
 //!    over a connection of their own.
 //! 5. A failure belongs to one worker. It backs off, tries again, and says so once and when it is over; what comes
-//!    again with each snapshot is counted ([`repeated`]); a panic ends no other, and the
-//!    worker is started again. That the repository is away is known to all as soon as one has found it out.
+//!    again with each snapshot is counted ([`repeated`]); a panic ends no other, and the worker is started again. That the repository is away is known to all as soon as one has found it out.
 //! 6. Every wait for the network has a deadline, and those that are repeated wait longer each time.
 //! 7. Values are parameters. A name becomes part of a statement in [`postgres::extension`] only.
 //! 8. Monitored servers leave the repository what it needs of files and connections ([`descriptors`]).
@@ -56,9 +55,10 @@
 //! [`server`], [`check`] and [`postgres`] only. Connections are opened in [`postgres::session`] only, by way of
 //! [`postgres::dial`]; what is not ours to know, variables and files, is read in [`config`], [`postgres::conninfo`]
 //! and [`postgres::tls`] only, but for the service manager's, in [`systemd`]; what the system grants is settled in
-//! [`descriptors`] and [`memory`], and where the log goes in [`telemetry`]; a program is run in [`postgres::password_command`] only. Tasks are spawned in
-//! [`collector`], [`fleet`], [`control::listener`] and [`postgres::session`] only, and the process ends in
-//! `main` only. [`control::protocol`], [`schedule`], [`repeated`], [`config::log`] and every parser are pure: time and dice are handed to them.
+//! [`descriptors`] and [`memory`], and where the log goes in [`telemetry`]; a program is run in
+//! [`postgres::password_command`] only. Tasks are spawned in [`collector`], [`fleet`], [`control::listener`] and [`postgres::session`] only, and the process ends in
+//! `main` only. [`control::protocol`], [`schedule`], [`repeated`], [`config::log`] and every parser are pure: time and
+//! dice are handed to them.
 
 pub mod check;
 pub mod cli;

@@ -50,11 +50,10 @@ pub async fn run(configuration: &Configuration, only: &[i32]) -> Result<bool, Sn
         let (id, name, seconds) = (assignment.server.id, &assignment.name, time.as_secs_f64());
         match outcome {
             Ok(taken) => {
-                let errors = taken.errors.len() + usize::try_from(taken.repository_errors).unwrap_or(0);
-                let told = match errors {
+                let told = match taken.error_count() {
                     0 => String::new(),
                     1 => ", 1 error".to_owned(),
-                    _ => format!(", {errors} errors"),
+                    errors => format!(", {errors} errors"),
                 };
                 println!("{id} {name}: {} rows, {} bytes, {seconds:.3} s{told}", taken.rows, taken.bytes);
                 for error in &taken.errors {

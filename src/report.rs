@@ -90,6 +90,13 @@ impl Detail {
     }
 }
 
+impl LastSnapshot {
+    /// What it took in all.
+    pub fn seconds(&self) -> f64 {
+        self.fetch_seconds + self.wait_seconds + self.store_seconds
+    }
+}
+
 /// A report that one writes and others read.
 #[derive(Debug, Clone, Default)]
 pub struct Sheet(Arc<Mutex<Report>>);
@@ -103,7 +110,6 @@ impl Sheet {
     pub fn stored(&self, taken: &Taken) {
         let now = Timestamp::now();
         self.with(|report| {
-            let errors = taken.errors.len() as u64 + u64::try_from(taken.repository_errors).unwrap_or(0);
             report.snapshots += 1;
             report.last_snapshot = Some(LastSnapshot {
                 time: now,
@@ -112,7 +118,7 @@ impl Sheet {
                 store_seconds: seconds(taken.store),
                 rows: taken.rows,
                 bytes: taken.bytes,
-                errors,
+                errors: taken.error_count(),
             });
             let message = match (&taken.errors[..], taken.repository_errors) {
                 ([first, ..], _) => Some(first.clone()),

@@ -216,8 +216,7 @@ fn outcome(then: &Detail, now: &Detail) -> Option<Result<String, String>> {
     let (then, report) = (&then.report, &now.report);
     if report.snapshots > then.snapshots {
         let last = report.last_snapshot.as_ref()?;
-        let seconds = last.fetch_seconds + last.wait_seconds + last.store_seconds;
-        let mut told = format!("{} rows, {} bytes, {seconds:.3} s", last.rows, last.bytes);
+        let mut told = format!("{} rows, {} bytes, {:.3} s", last.rows, last.bytes, last.seconds());
         if last.errors > 0 {
             let _ = write!(told, ", errors: {}", last.errors);
         }

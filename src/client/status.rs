@@ -100,7 +100,7 @@ fn row(detail: &Detail, now: Timestamp) -> [String; 10] {
         one_line(name),
         one_line(&detail.state),
         of_last(&|last| ago(last.time)),
-        of_last(&|last| format!("{:.1} s", last.fetch_seconds + last.wait_seconds + last.store_seconds)),
+        of_last(&|last| format!("{:.1} s", last.seconds())),
         of_last(&|last| last.rows.to_string()),
         of_last(&|last| bytes(last.bytes)),
         due,

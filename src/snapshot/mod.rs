@@ -95,6 +95,13 @@ pub struct Taken {
     pub store: Duration,
 }
 
+impl Taken {
+    /// How many errors it met, on either side.
+    pub fn error_count(&self) -> u64 {
+        self.errors.len() as u64 + u64::try_from(self.repository_errors).unwrap_or(0)
+    }
+}
+
 /// Why a snapshot is not in the repository.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
