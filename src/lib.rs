@@ -56,9 +56,9 @@
 //! [`postgres::dial`]; what is not ours to know, variables and files, is read in [`config`], [`postgres::conninfo`]
 //! and [`postgres::tls`] only, but for the service manager's, in [`systemd`]; what the system grants is settled in
 //! [`descriptors`] and [`memory`], and where the log goes in [`telemetry`]; a program is run in
-//! [`postgres::password_command`] only. Tasks are spawned in [`collector`], [`fleet`], [`control::listener`] and [`postgres::session`] only, and the process ends in
-//! `main` only. [`control::protocol`], [`schedule`], [`repeated`], [`config::log`] and every parser are pure: time and
-//! dice are handed to them.
+//! [`postgres::password_command`] only. Tasks are spawned in [`collector`], [`fleet`], [`control::listener`] and
+//! [`postgres::session`] only, and the process ends in `main` only. [`control::protocol`], [`schedule`],
+//! [`repeated`], [`config::log`] and every parser are pure: time and dice are handed to them.
 
 pub mod check;
 pub mod cli;
