@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinHandle};
 use tokio::time::{Instant, sleep_until};
@@ -16,7 +17,10 @@ use crate::config::{self, Configuration, ConfigurationError, Loaded};
 use crate::control::listener::{self, Incoming, Place};
 use crate::control::protocol::{Answer, Request};
 use crate::fleet::{Fleet, Means, Untold};
+use crate::http::{Pages, Question};
+use crate::overview::{Overview, Spool};
 use crate::postgres::repository::Repository;
+use crate::postgres::text::without_quotations;
 use crate::schedule;
 use crate::server::{ServerId, Servers};
 use crate::signals::Signal;
@@ -44,7 +48,8 @@ pub async fn run(
 ) -> Ending {
     let (incoming, mut requests) = mpsc::channel(64);
     let (read, mut readings) = mpsc::channel(1);
-    let mut collector = Collector::new(file, configuration, log, incoming, read);
+    let (ask, mut questions) = mpsc::channel(1);
+    let mut collector = Collector::new(file, configuration, log, Ends { incoming, read, ask });
     let condition = collector.condition();
     collector.manager.ready(&condition);
     loop {
@@ -67,6 +72,7 @@ pub async fn run(
             },
             Some(incoming) = requests.recv() => collector.handle(incoming),
             Some(reading) = readings.recv() => collector.apply(reading),
+            Some(question) = questions.recv() => collector.show(question),
             Some(ended) = collector.fleet.tasks.join_next_with_id() => collector.reap(ended),
             () = sleep_until(restart) => collector.fleet.restart(),
             () = sleep_until(opening), if !collector.is_stopping() => collector.open_backlog(false),
@@ -101,17 +107,25 @@ struct Reading {
     servers: Result<(Servers, String), SnapshotError>,
 }
 
+/// Where others put what the dispatcher is to see.
+struct Ends {
+    incoming: mpsc::Sender<Incoming>,
+    read: mpsc::Sender<Reading>,
+    ask: mpsc::Sender<Question>,
+}
+
 struct Collector {
+    started: Timestamp,
     file: Option<PathBuf>,
     configuration: Arc<Configuration>,
     log: Log,
 
-    incoming: mpsc::Sender<Incoming>,
+    ends: Ends,
     listener: CancellationToken,
     /// Whether control messages are heard.
     hears: watch::Receiver<bool>,
+    pages: Option<Pages>,
 
-    read: mpsc::Sender<Reading>,
     is_reading: bool,
     /// Asked for while a read was under way: that one may have begun too early.
     read_next: Option<Reason>,
@@ -138,24 +152,19 @@ fn far_future() -> Instant {
 }
 
 impl Collector {
-    fn new(
-        file: Option<PathBuf>,
-        configuration: Configuration,
-        log: Log,
-        incoming: mpsc::Sender<Incoming>,
-        read: mpsc::Sender<Reading>,
-    ) -> Self {
+    fn new(file: Option<PathBuf>, configuration: Configuration, log: Log, ends: Ends) -> Self {
         let mut folders = Folders::default();
         let backlog = folders.open(&configuration);
         let means = Means::new(&configuration, repository(&configuration), backlog);
         let mut collector = Self {
+            started: Timestamp::now(),
             file,
             configuration: Arc::new(configuration),
             log,
-            incoming,
+            ends,
             listener: CancellationToken::new(),
             hears: watch::channel(false).1,
-            read,
+            pages: None,
             is_reading: false,
             read_next: None,
             waiting: Vec::new(),
@@ -170,6 +179,7 @@ impl Collector {
             manager: ServiceManager::of_process(),
         };
         collector.listen();
+        collector.serve_pages();
         collector
     }
 
@@ -190,7 +200,40 @@ impl Collector {
         };
         let (hears, heard) = watch::channel(false);
         self.hears = heard;
-        listener::spawn(place, self.incoming.clone(), hears, self.listener.clone());
+        listener::spawn(place, self.ends.incoming.clone(), hears, self.listener.clone());
+    }
+
+    /// Serves pages where the present configuration wants them, in place of where they were served before.
+    fn serve_pages(&mut self) {
+        let before = self.pages.take();
+        self.pages = match self.configuration.http_listen {
+            Some(address) => Some(Pages::serve(address, self.ends.ask.clone(), before)),
+            None => {
+                before.into_iter().for_each(Pages::end);
+                None
+            }
+        };
+    }
+
+    /// Tells how all goes.
+    fn show(&self, question: Question) {
+        let now = Timestamp::now();
+        let overview = Overview {
+            version: env!("CARGO_PKG_VERSION"),
+            time: now,
+            started: self.started,
+            repository: self.configuration.repository.place(),
+            listening: *self.hears.borrow(),
+            stopping: self.is_stopping(),
+            problem: self.problem.as_deref().map(without_quotations),
+            spool: Spool {
+                max_bytes: self.configuration.settings.spool_max_bytes,
+                usable: self.fleet.backlog().is_some_and(|backlog| backlog.is_writable()),
+            },
+            servers: self.fleet.seen(now),
+        };
+        // Who asked may have gone.
+        let _ = question.send(overview);
     }
 
     /// How it goes, in a few words for people.
@@ -280,7 +323,7 @@ impl Collector {
         let file = self.file.clone();
         let configuration = Arc::clone(&self.configuration);
         let present = self.fleet.repository().clone();
-        let read = self.read.clone();
+        let read = self.ends.read.clone();
         tokio::spawn(async move {
             let loaded = config::load(file.as_deref());
             let (repository, deadline) = match &loaded {
@@ -382,6 +425,9 @@ impl Collector {
         self.fleet.equip(Means::new(&new, repository, backlog));
         if old.differs_in_repository(&new) || old.settings.timeouts != new.settings.timeouts {
             self.listen();
+        }
+        if old.http_listen != new.http_listen {
+            self.serve_pages();
         }
     }
 

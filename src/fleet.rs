@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -13,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::servers::ServerOptions;
 use crate::config::{Configuration, Settings};
 use crate::control::protocol::Of;
+use crate::figures::Failure;
+use crate::overview::Seen;
 use crate::postgres::repository::Repository;
 use crate::postgres::text::one_line;
 use crate::report::{Detail, Sheet, Waiting};
@@ -201,6 +204,18 @@ impl Fleet {
         }
     }
 
+    /// How the collection of every server goes, with figures.
+    pub fn seen(&self, now: Timestamp) -> Vec<Seen> {
+        let seen = |(id, worker): (&ServerId, &Worker)| {
+            let mut figures = worker.sheet.figures();
+            let dropped = self.means.backlog.as_ref().map_or(0, |backlog| backlog.dropped(*id));
+            figures.failed(Failure::Lost, dropped);
+            let name = one_line(&worker.server.name(self.means.use_server_alias));
+            Seen::new(name, self.detail(*id, worker), figures, now)
+        };
+        self.workers.iter().map(seen).collect()
+    }
+
     /// How they are, in a few words.
     pub fn summary(&self) -> String {
         summary(self.workers.values().map(Worker::state))
@@ -338,7 +353,8 @@ impl Fleet {
                  {:.1} s",
                 wait.as_secs_f64()
             );
-            worker.sheet.failed("the worker ended by a fault of the collector: see the log");
+            let message = "the worker ended by a fault of the collector: see the log";
+            worker.sheet.failed(Failure::Fault, message);
             self.restarts.insert((Instant::now() + wait, id));
         }
         if worker.life != Life::Stopping {

@@ -7,6 +7,7 @@
 //! powa_servers ─▶ collector ─▶ worker ─▶ turns ─▶ plan ─▶ fetch ─▶ spool ─▶ backlog ─▶ store ─▶ repository
 //! NOTIFY, signals ─▶ collector ─▶ worker                                                          │
 //! client ◀── pg_notify ◀── listener ◀── collector ◀── state (watch), report ◀── worker ◀──────────┘
+//! browser, Prometheus ◀── http ◀── overview ◀── collector
 //! ```
 //!
 //! - [`collector`] is the dispatcher. It owns all state; signals, control messages, what was read anew and the
@@ -14,7 +15,8 @@
 //! - [`fleet`] is its workers. It compares the servers that should be collected with the workers there are, and
 //!   changes only what differs.
 //! - [`worker`]: one task per server. Waits until a snapshot is due or asked for, takes it, says how it is.
-//! - [`report`]: what a worker writes down of how it goes, for whoever asks. [`client`] is who asks from the command line.
+//! - [`report`] and [`figures`]: what a worker writes down of how it goes, for whoever asks. [`client`] is who asks from
+//!   the command line; [`http`] shows all of it, as an [`overview`] that the dispatcher gives.
 //! - [`snapshot::turns`]: who is next. Of those that are due, the one that has been due longest.
 //! - [`snapshot::plan`]: what a snapshot of this server is made of. A short question to the repository.
 //! - [`snapshot::fetch`]: reads it. One transaction on the monitored server, all statements sent before the
@@ -50,13 +52,13 @@
 //! # Which line belongs where
 //!
 //! Dependencies point one way: `main` → [`collector`] → [`fleet`] → [`control`], [`worker`] → [`snapshot`] →
-//! [`postgres`]; [`check`], [`once`] and [`client`] stand beside [`collector`], which alone talks to [`systemd`]. SQL
+//! [`postgres`]; [`check`], [`once`] and [`client`] stand beside [`collector`], which alone talks to [`systemd`] and [`http`]. SQL
 //! lives in `sql/`, a file a statement, unless it is a line, and is sent from [`control`], [`client`], [`snapshot`],
 //! [`server`], [`check`] and [`postgres`] only. Connections are opened in [`postgres::session`] only, by way of
 //! [`postgres::dial`]; what is not ours to know, variables and files, is read in [`config`], [`postgres::conninfo`]
 //! and [`postgres::tls`] only, but for the service manager's, in [`systemd`]; what the system grants is settled in
 //! [`descriptors`] and [`memory`], and where the log goes in [`telemetry`]; a program is run in
-//! [`postgres::password_command`] only. Tasks are spawned in [`collector`], [`fleet`], [`control::listener`] and
+//! [`postgres::password_command`] only. Tasks are spawned in [`collector`], [`fleet`], [`control::listener`], [`http`] and
 //! [`postgres::session`] only, and the process ends in `main` only. [`control::protocol`], [`schedule`],
 //! [`repeated`], [`config::log`] and every parser are pure: time and dice are handed to them.
 
@@ -67,9 +69,12 @@ pub mod collector;
 pub mod config;
 pub mod control;
 pub mod descriptors;
+pub mod figures;
 pub mod fleet;
+pub mod http;
 pub mod memory;
 pub mod once;
+pub mod overview;
 pub mod postgres;
 pub mod repeated;
 pub mod report;

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
+use crate::figures::{Failure, Figures, Phases};
 use crate::postgres::text::one_line;
 use crate::snapshot::Taken;
+use crate::worker::State;
 
 /// The most that is kept of one error, in characters.
 const ERROR_LENGTH: usize = 1000;
@@ -21,7 +24,7 @@ pub struct Report {
     pub failures: u64,
     /// The snapshot that was stored last.
     pub last_snapshot: Option<LastSnapshot>,
-    /// When the next snapshot is due. None while nobody knows when the last one was.
+    /// When the next snapshot is due, or since when. None while nobody knows when the last one was.
     pub next_due: Option<Timestamp>,
     pub last_error: Option<LastError>,
 }
@@ -70,6 +73,12 @@ pub struct Waiting {
 }
 
 impl Detail {
+    /// Whether nothing is wrong with the server.
+    pub fn is_well(&self) -> bool {
+        let is_at_work = [State::Running, State::Unknown].iter().any(|state| state.to_string() == self.state);
+        is_at_work && self.present_error().is_none()
+    }
+
     /// The error that the last snapshot met, or that has come after it.
     pub fn present_error(&self) -> Option<&LastError> {
         let error = self.report.last_error.as_ref()?;
@@ -97,19 +106,30 @@ impl LastSnapshot {
     }
 }
 
-/// A report that one writes and others read.
+/// A report, and the figures beside it, that one writes and others read.
 #[derive(Debug, Clone, Default)]
-pub struct Sheet(Arc<Mutex<Report>>);
+pub struct Sheet(Arc<Mutex<(Report, Figures)>>);
 
 impl Sheet {
     pub fn read(&self) -> Report {
-        self.with(|report| report.clone())
+        self.with(|report, _| report.clone())
+    }
+
+    pub fn figures(&self) -> Figures {
+        self.with(|_, figures| figures.clone())
     }
 
     /// A snapshot is in the repository.
     pub fn stored(&self, taken: &Taken) {
         let now = Timestamp::now();
-        self.with(|report| {
+        let phases = Phases {
+            fetch: taken.fetch.as_secs_f64(),
+            wait: taken.wait.as_secs_f64(),
+            store: taken.store.as_secs_f64(),
+        };
+        self.with(|report, figures| {
+            figures.stored(phases, taken.rows, taken.bytes);
+            figures.failed(Failure::Datasource, taken.error_count());
             report.snapshots += 1;
             report.last_snapshot = Some(LastSnapshot {
                 time: now,
@@ -132,23 +152,39 @@ impl Sheet {
     }
 
     /// An attempt has failed.
-    pub fn failed(&self, message: &str) {
+    pub fn failed(&self, what: Failure, message: &str) {
         let last = LastError { time: Timestamp::now(), message: shortened(message) };
-        self.with(|report| {
+        self.with(|report, figures| {
+            figures.failed(what, 1);
             report.failures += 1;
             report.last_error = Some(last);
         });
     }
 
-    /// When the next snapshot is due, from now.
-    pub fn due_in(&self, wait: Option<Duration>) {
-        let due = wait.and_then(|wait| Timestamp::now().checked_add(wait).ok());
-        self.with(|report| report.next_due = due);
+    /// A snapshot that was read is lost, by a failure that was told by itself.
+    pub fn lost(&self) {
+        self.with(|_, figures| figures.failed(Failure::Lost, 1));
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Report) -> T) -> T {
+    /// When the next snapshot is due.
+    pub fn due(&self, due: Option<Instant>) {
+        let due = due.and_then(|due| timestamp(due, Instant::now(), Timestamp::now()));
+        self.with(|report, _| report.next_due = due);
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Report, &mut Figures) -> T) -> T {
         // A report is whole at any moment, whoever has panicked.
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut sheet = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (report, figures) = &mut *sheet;
+        work(report, figures)
+    }
+}
+
+/// What the clock on the wall shows at a moment.
+fn timestamp(moment: Instant, now: Instant, time: Timestamp) -> Option<Timestamp> {
+    match moment.checked_duration_since(now) {
+        Some(wait) => time.checked_add(wait).ok(),
+        None => time.checked_sub(now.duration_since(moment)).ok(),
     }
 }
 
@@ -183,13 +219,16 @@ mod tests {
         let sheet = Sheet::default();
         let reader = sheet.clone();
         assert_eq!(reader.read(), Report::default());
-        sheet.failed("no\nconnection");
+        sheet.failed(Failure::Connect, "no\nconnection");
         sheet.stored(&taken(&[], 0));
         let report = reader.read();
         assert_eq!((report.snapshots, report.failures), (1, 1));
         assert_eq!(report.last_error.unwrap().message, "no connection");
         let last = report.last_snapshot.unwrap();
         assert_eq!((last.fetch_seconds, last.store_seconds, last.errors), (1.235, 0.005, 0));
+        let figures = reader.figures();
+        assert_eq!((figures.rows, figures.bytes, figures.fetch.count()), (3, 20, 1));
+        assert_eq!((figures.failures(Failure::Connect), figures.failures(Failure::Store)), (1, 0));
     }
 
     #[test]
@@ -199,6 +238,7 @@ mod tests {
         let report = sheet.read();
         let last = report.last_snapshot.unwrap();
         assert_eq!((last.errors, report.failures), (3, 0));
+        assert_eq!(sheet.figures().failures(Failure::Datasource), 3);
         assert_eq!(report.last_error, Some(LastError { time: last.time, message: "a: one".to_owned() }));
         sheet.stored(&taken(&[], 2));
         assert!(sheet.read().last_error.unwrap().message.contains("powa_snapshot_metas"));
@@ -207,7 +247,16 @@ mod tests {
     #[test]
     fn an_error_of_any_length_keeps_little() {
         let sheet = Sheet::default();
-        sheet.failed(&"é".repeat(100_000));
+        sheet.failed(Failure::Fetch, &"é".repeat(100_000));
         assert_eq!(sheet.read().last_error.unwrap().message.chars().count(), ERROR_LENGTH);
+    }
+
+    #[test]
+    fn what_is_overdue_says_since_when() {
+        let (now, time) = (Instant::now() + Duration::from_secs(100), Timestamp::from_second(1_000).unwrap());
+        let at = |moment| timestamp(moment, now, time).unwrap().as_second();
+        assert_eq!(at(now), 1_000);
+        assert_eq!(at(now + Duration::from_secs(30)), 1_030);
+        assert_eq!(at(now.checked_sub(Duration::from_secs(30)).unwrap()), 970);
     }
 }

@@ -16,6 +16,7 @@ use tracing::Instrument;
 use self::wishes::{Job, Wishes};
 use crate::config::Settings;
 use crate::descriptors;
+use crate::figures::Failure;
 use crate::postgres::conninfo::environment::Environment;
 use crate::postgres::conninfo::{ConnInfo, ConnInfoError, Given};
 use crate::postgres::repository::Repository;
@@ -87,6 +88,11 @@ pub enum State {
     NoRemote,
     Stopping,
     Stopped,
+}
+
+impl State {
+    pub const ALL: [Self; 6] =
+        [Self::Running, Self::NoRemote, Self::NoRepository, Self::Stopping, Self::Stopped, Self::Unknown];
 }
 
 impl fmt::Display for State {
@@ -186,7 +192,7 @@ pub async fn run(
         if let Some(assignment) = wishes.assignment.take() {
             worker.assign(*assignment);
         }
-        worker.sheet.due_in(worker.schedule.map(|schedule| schedule.due.duration_since(Instant::now())));
+        worker.sheet.due(worker.schedule.map(|schedule| schedule.due));
         if worker.is_due(&wishes, Instant::now()) {
             let span = worker.span();
             let begun = worker.schedule.map(|schedule| schedule.began);
@@ -415,8 +421,8 @@ impl Worker {
     }
 
     /// Tells of a failure that lasts only when it begins.
-    fn tell(&mut self, what: &str, reason: &str) {
-        self.sheet.failed(&format!("{what}: {reason}"));
+    fn tell(&mut self, kind: Failure, what: &str, reason: &str) {
+        self.sheet.failed(kind, &format!("{what}: {reason}"));
         if std::mem::replace(&mut self.is_failing, true) {
             tracing::debug!("{what}: {reason}");
         } else {
@@ -428,7 +434,7 @@ impl Worker {
         let span = self.span();
         let _entered = span.enter();
         self.remote = None;
-        self.tell("no connection to the monitored server", reason);
+        self.tell(Failure::Connect, "no connection to the monitored server", reason);
         self.back_off(State::NoRemote);
     }
 
@@ -450,11 +456,11 @@ impl Worker {
                         "the server has no row in powa_snapshot_metas: it was not registered with \
                          powa_register_server(); no snapshots are taken of it"
                     );
-                    self.sheet.failed("the server has no row in powa_snapshot_metas");
+                    self.sheet.failed(Failure::Repository, "the server has no row in powa_snapshot_metas");
                     return Some(Exit::NotRegistered);
                 }
                 Err(error) => {
-                    self.tell("no connection to the repository", &error.to_string());
+                    self.tell(Failure::Repository, "no connection to the repository", &error.to_string());
                     self.back_off(State::NoRepository);
                     return None;
                 }
@@ -501,7 +507,7 @@ impl Worker {
                 self.succeed();
             }
             Some(Err(reason)) => {
-                self.tell("no connection to the monitored server", &reason);
+                self.tell(Failure::Connect, "no connection to the monitored server", &reason);
                 self.back_off(State::NoRemote);
                 if !self.is_recorded {
                     let errors = vec![format!("no connection to the monitored server: {reason}")];
@@ -543,7 +549,7 @@ impl Worker {
                 // It stays due: the next attempt follows as soon as the repository is back.
                 self.remote = Some(remote);
                 job.refresh = refresh;
-                self.tell("no snapshot", &error.to_string());
+                self.tell(Failure::Repository, "no snapshot", &error.to_string());
                 self.back_off(State::NoRepository);
             }
             Err(error) => {
@@ -553,7 +559,7 @@ impl Worker {
                 let news = self.errors.reading.failed(&format!("no snapshot: {error}"), &telemetry::now());
                 tell_failure(&news);
                 self.has_worked_again = false;
-                self.sheet.failed(&format!("no snapshot: {error}"));
+                self.sheet.failed(Failure::Fetch, &format!("no snapshot: {error}"));
                 match &error {
                     SnapshotError::Fetch(reason) if reason.ends_session() => {
                         // That nothing can be spooled is not over when the server can be connected to.
@@ -618,8 +624,8 @@ impl Worker {
                 Ok(fetched) => return Some(fetched),
                 Err(damage) => {
                     let aside = backlog.set_aside(ticket, Aside::Damaged);
-                    self.sheet
-                        .failed(&format!("a snapshot that waited for the repository is lost: {damage}"));
+                    let message = format!("a snapshot that waited for the repository is lost: {damage}");
+                    self.sheet.failed(Failure::Lost, &message);
                     tracing::error!(
                         "a snapshot that waited for the repository is lost: {damage}; the file is now {}",
                         aside.display()
@@ -649,8 +655,10 @@ impl Worker {
             self.storing.last = ticket.map(|ticket| (ticket, failures));
             let is_hopeless = failures > MOST_ATTEMPTS && error.is_of_this_snapshot();
             if !is_hopeless {
-                self.sheet.failed(&format!("the repository does not take snapshots: {error}"));
+                let message = format!("the repository does not take snapshots: {error}");
+                self.sheet.failed(Failure::Store, &message);
                 if !self.assignment.subject().wait(fetched).await {
+                    self.sheet.lost();
                     tracing::error!(
                         "a snapshot is lost: it was not stored ({error}), and could not wait on disk"
                     );
@@ -676,12 +684,13 @@ impl Worker {
             (error, &self.assignment.backlog, ticket)
         {
             let aside = backlog.set_aside(ticket, Aside::Foreign);
-            self.sheet.failed(&format!("a snapshot is not stored: {error}"));
+            self.sheet.failed(Failure::Store, &format!("a snapshot is not stored: {error}"));
             tracing::error!("a snapshot is not stored: {error}; the file is now {}", aside.display());
             return false;
         }
         tell_failure(&self.errors.storing.failed(&format!("no snapshot: {error}"), &telemetry::now()));
-        self.sheet.failed(&format!("no snapshot: {error}"));
+        self.sheet.failed(Failure::Store, &format!("no snapshot: {error}"));
+        self.sheet.lost();
         self.forget(ticket);
         self.record(vec![error.to_string()]).await;
         false

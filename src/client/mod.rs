@@ -93,7 +93,7 @@ pub async fn status(
             print(&text)?;
             let absent = without_worker(&ids, &details);
             absent.iter().for_each(|id| eprintln!("powa-collector: {id}: {NO_WORKER}"));
-            return Ok(absent.is_empty() && details.iter().all(status::is_well));
+            return Ok(absent.is_empty() && details.iter().all(Detail::is_well));
         }
         print(&if is_terminal && !display.json { status::in_place(&text) } else { text })?;
         sleep(INTERVAL).await;

@@ -5,7 +5,6 @@ use unicode_width::UnicodeWidthStr;
 
 use crate::postgres::text::one_line;
 use crate::report::Detail;
-use crate::worker::State;
 
 const COLUMNS: [&str; 10] =
     ["ID", "SERVER", "STATE", "LAST SNAPSHOT", "TOOK", "ROWS", "BYTES", "NEXT DUE", "BACKLOG", "LAST ERROR"];
@@ -16,20 +15,14 @@ const LEAST_WIDTH: usize = 20;
 /// The columns of numbers, which end at the same place.
 const NUMBERS: [usize; 4] = [0, 4, 5, 6];
 
-/// Whether nothing is wrong with a server.
-pub fn is_well(detail: &Detail) -> bool {
-    let is_at_work = [State::Running, State::Unknown].iter().any(|state| state.to_string() == detail.state);
-    is_at_work && detail.present_error().is_none()
-}
-
 /// A table of servers, those with a problem first. `width`: of the terminal, in characters.
 pub fn table(details: &[Detail], now: Timestamp, width: Option<u16>) -> String {
     let mut details: Vec<&Detail> = details.iter().collect();
-    details.sort_by_key(|detail| (is_well(detail), detail.srvid));
+    details.sort_by_key(|detail| (detail.is_well(), detail.srvid));
     let mut rows = vec![COLUMNS.map(str::to_owned)];
     rows.extend(details.iter().map(|detail| row(detail, now)));
     let lines: String = laid_out(&rows, width).iter().map(|line| line.trim_end().to_owned() + "\n").collect();
-    let bad = details.iter().filter(|detail| !is_well(detail)).count();
+    let bad = details.iter().filter(|detail| !detail.is_well()).count();
     let servers = if details.len() == 1 { "server" } else { "servers" };
     format!("{lines}{} {servers}, {bad} with a problem\n", details.len())
 }
@@ -146,6 +139,7 @@ pub fn in_place(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::report::{LastError, LastSnapshot, Report, Waiting};
+    use crate::worker::State;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -215,12 +209,12 @@ mod tests {
     #[test]
     fn an_error_is_present_until_a_snapshot_has_come_after_it() {
         let [well, ill] = details();
-        assert!(is_well(&well));
-        assert!(!is_well(&ill));
+        assert!(well.is_well());
+        assert!(!ill.is_well());
         let mut met = well.clone();
         met.report.last_error.as_mut().unwrap().time = at(1_000);
-        assert!(!is_well(&met));
-        assert!(!is_well(&Detail { state: State::Stopped.to_string(), ..well }));
+        assert!(!met.is_well());
+        assert!(!Detail { state: State::Stopped.to_string(), ..well }.is_well());
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod servers;
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use serde_json::Value;
 
 use self::log::{Directives, Format, LogOptions};
 use self::servers::{RawServers, ServerOptions};
+use crate::http;
 use crate::postgres::conninfo::environment::Environment as LibpqEnvironment;
 use crate::postgres::conninfo::{ConnInfo, Given};
 use crate::postgres::secret::Secret;
@@ -27,7 +29,7 @@ use crate::postgres::secret::Secret;
 const ENVIRONMENT_PREFIX: &str = "POWA_COLLECTOR";
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 25] = [
+pub const KEYS: [&str; 26] = [
     "repository.dsn",
     "repository.password_command",
     "repository.max_connections",
@@ -38,6 +40,7 @@ pub const KEYS: [&str; 25] = [
     "debug",
     "log.format",
     "log.level",
+    "http.listen",
     "servers_refresh_interval",
     "shutdown_timeout",
     "fetch.database_connections",
@@ -71,6 +74,8 @@ pub struct Configuration {
     /// Whether more is logged where `log.level` does not say it.
     pub debug: bool,
     pub log: LogOptions,
+    /// Where pages are served. `None`: nowhere.
+    pub http_listen: Option<SocketAddr>,
     /// How often the file and the servers are read again by themselves. `None`: only when asked.
     pub servers_refresh_interval: Option<Duration>,
     /// How long a store in progress may go on after a stop.
@@ -103,10 +108,11 @@ pub struct Settings {
 
 impl Settings {
     /// How many files and connections are not for the sessions that workers keep: stores with their files, questions,
-    /// the listener, connections that are being made, and fetches with their files and databases.
+    /// the listener, connections that are being made, fetches with their files and databases, and pages.
     pub fn descriptors_in_reserve(&self) -> usize {
         let fetch = 1 + self.database_connections;
-        2 * self.max_connections + 3 + self.connects_at_once + self.fetches_at_once * fetch
+        let pages = 1 + http::CONNECTIONS;
+        2 * self.max_connections + 3 + pages + self.connects_at_once + self.fetches_at_once * fetch
     }
 }
 
@@ -168,6 +174,7 @@ struct Raw {
     use_server_alias: bool,
     debug: bool,
     log: RawLog,
+    http: RawHttp,
     servers_refresh_interval: Option<u64>,
     shutdown_timeout: Option<u64>,
     fetch: RawFetch,
@@ -189,6 +196,12 @@ struct RawRepository {
 struct RawLog {
     format: Option<String>,
     level: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RawHttp {
+    listen: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -392,6 +405,7 @@ fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuratio
     let servers = ServerOptions::read(&raw.servers, password_command)
         .map_err(|error| wrong(&error.key, error.reason))?;
     let log = log(&raw.log, raw.debug).map_err(|(key, reason)| wrong(key, reason))?;
+    let http_listen = address(raw.http.listen.as_deref()).map_err(|reason| wrong("http.listen", reason))?;
     let refresh = seconds("servers_refresh_interval", raw.servers_refresh_interval, 60, 0)?;
     Ok(Configuration {
         repository,
@@ -424,6 +438,7 @@ fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuratio
         use_server_alias: raw.use_server_alias,
         debug: raw.debug,
         log,
+        http_listen,
         servers_refresh_interval: (!refresh.is_zero()).then_some(refresh),
         shutdown_timeout: seconds("shutdown_timeout", raw.shutdown_timeout, 30, 0)?,
         file,
@@ -457,6 +472,16 @@ fn log(raw: &RawLog, debug: bool) -> Result<LogOptions, (&'static str, String)> 
         format: format.map_err(|reason| ("log.format", reason))?,
         level: level.map_err(|reason| ("log.level", reason))?,
     })
+}
+
+/// An address of this machine, and a port.
+fn address(text: Option<&str>) -> Result<Option<SocketAddr>, String> {
+    let parse = |text: &str| {
+        text.parse().map_err(|_| {
+            format!("{text:?} is not an IP address and a port, as in \"127.0.0.1:9188\" or \"[::]:9188\"")
+        })
+    };
+    text.map(parse).transpose()
 }
 
 /// Where files are made that nobody looks for later. `/tmp` may be memory; these are there to save memory.
@@ -537,6 +562,7 @@ pub fn differences(old: &Configuration, new: &Configuration) -> Vec<String> {
         changed("debug", &old.debug, &new.debug),
         changed("log.format", &old.log.format.name(), &new.log.format.name()),
         changed("log.level", &old.log.level.given(), &new.log.level.given()),
+        changed("http.listen", &old.http_listen, &new.http_listen),
         changed("servers_refresh_interval", &old.servers_refresh_interval, &new.servers_refresh_interval),
         changed("shutdown_timeout", &old.shutdown_timeout, &new.shutdown_timeout),
         changed("fetch.database_connections", &was.database_connections, &is.database_connections),
@@ -743,6 +769,22 @@ mod tests {
         );
         let wrong = log("", &[("LOG__FORMAT", "xml")]).unwrap_err();
         assert!(wrong.ends_with(r#"key log.format: "xml" is neither "text" nor "json""#), "{wrong}");
+    }
+
+    #[test]
+    fn pages_are_served_at_an_address_that_is_given_and_else_nowhere() {
+        let listen = |value: &str| {
+            let loaded =
+                from_file(&format!(r#"{{"repository": {{"dsn": ""}}, "http": {{"listen": {value}}}}}"#));
+            loaded.map(|loaded| loaded.configuration.http_listen).map_err(|error| error.to_string())
+        };
+        assert_eq!(listen("null"), Ok(None));
+        assert_eq!(listen(r#""[::1]:9188""#), Ok(Some("[::1]:9188".parse().unwrap())));
+        for wrong in ["9188", "localhost:9188", "127.0.0.1", "127.0.0.1:99999", ""] {
+            let message = listen(&format!("{wrong:?}")).unwrap_err();
+            assert!(message.starts_with("f.conf: key http.listen: "), "{message}");
+            assert!(message.contains(&format!("{wrong:?} is not an IP address and a port")), "{message}");
+        }
     }
 
     #[test]

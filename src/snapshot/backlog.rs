@@ -47,6 +47,8 @@ struct Waiting {
     servers: BTreeMap<ServerId, VecDeque<Entry>>,
     /// The number of the next one.
     next: u64,
+    /// How many snapshots of each server were dropped to make room.
+    dropped: BTreeMap<ServerId, u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,6 +180,16 @@ impl Backlog {
         entries.fold((0, 0), |(count, bytes), entry| (count + 1, bytes + entry.bytes))
     }
 
+    /// How many snapshots of a server were dropped to make room, since it was opened.
+    pub fn dropped(&self, server: ServerId) -> u64 {
+        self.waiting().dropped.get(&server).copied().unwrap_or_default()
+    }
+
+    /// Whether the last file that was to be written could be.
+    pub fn is_writable(&self) -> bool {
+        self.is_writable.load(Ordering::Relaxed)
+    }
+
     /// The servers that have snapshots here.
     pub fn servers(&self) -> Vec<ServerId> {
         self.waiting().servers.keys().copied().collect()
@@ -289,6 +301,7 @@ impl Waiting {
         let number = entries.iter().find(idle)?.number;
         let ticket = Ticket { server: *server, number };
         self.remove(ticket);
+        *self.dropped.entry(ticket.server).or_default() += 1;
         Some((ticket, self.servers.get(&ticket.server).map_or(0, VecDeque::len)))
     }
 }

@@ -9,10 +9,12 @@
 //! The servers themselves are installed by `tests/support/postgresql`, which `make test` runs first.
 #![allow(dead_code, unused_imports, reason = "each test file uses a part of this module")]
 
+pub mod browser;
 mod cluster;
 mod collector;
 mod control;
 mod database;
+pub mod http;
 mod installation;
 mod libpq;
 mod process;
