@@ -103,6 +103,8 @@ pub struct Settings {
     pub spool_directory: PathBuf,
     /// Bytes of all snapshots that wait for the repository; beyond, old ones are dropped.
     pub spool_max_bytes: u64,
+    /// Whether `http.listen` is set.
+    pub serves_pages: bool,
     pub timeouts: Timeouts,
 }
 
@@ -111,7 +113,7 @@ impl Settings {
     /// the listener, connections that are being made, fetches with their files and databases, and pages.
     pub fn descriptors_in_reserve(&self) -> usize {
         let fetch = 1 + self.database_connections;
-        let pages = 1 + http::CONNECTIONS;
+        let pages = if self.serves_pages { 1 + http::CONNECTIONS } else { 0 };
         2 * self.max_connections + 3 + pages + self.connects_at_once + self.fetches_at_once * fetch
     }
 }
@@ -425,6 +427,7 @@ fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuratio
             spool_memory_limit: size("spool.memory_limit", raw.spool.memory_limit, 2 << 20, 0, 1 << 30)?,
             spool_directory: raw.spool.directory.unwrap_or_else(state_directory),
             spool_max_bytes: raw.spool.max_bytes.unwrap_or(256 << 20),
+            serves_pages: http_listen.is_some(),
             timeouts: Timeouts {
                 connect,
                 password_command,
