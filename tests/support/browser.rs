@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use hyper::Method;
+use nix::unistd::Uid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -20,8 +21,14 @@ pub struct Browser {
 
 impl Browser {
     pub async fn start() -> Browser {
+        // In a namespace of its own, so that what the browser starts ends with it, also when this process is killed.
         let mut command = Command::new("/usr/bin/setpriv");
-        command.args(["--pdeathsig=KILL", "chromedriver", "--port=0"]).stdout(Stdio::piped());
+        command.args(["--pdeathsig=KILL", "/usr/bin/unshare"]);
+        if !Uid::effective().is_root() {
+            command.args(["--user", "--map-current-user"]);
+        }
+        command.args(["--pid", "--fork", "--kill-child=KILL", "--mount-proc", "chromedriver", "--port=0"]);
+        command.stdout(Stdio::piped());
         let mut driver = process::spawn(command).expect("run chromedriver");
         let mut lines = BufReader::new(driver.stdout.take().expect("stdout is piped")).lines();
         let port = tokio::task::spawn_blocking(move || {
@@ -105,10 +112,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Chromium ends when its driver is told to, and only then.
-        process::signal(&self.driver, super::Signal::SIGTERM);
-        if process::wait(&mut self.driver, DEADLINE).is_none() {
-            self.driver.kill().ok();
-        }
+        self.driver.kill().ok();
+        self.driver.wait().ok();
     }
 }
