@@ -220,15 +220,31 @@ on_both_versions! {
     }
 
     async fn the_collectors_own_role_is_enough_and_another_is_refused(powa: Powa) {
-        let mut fleet = Fleet::start(powa).await;
-        fleet.execute("CREATE ROLE nobody LOGIN; GRANT SELECT ON powa_servers TO nobody").await;
-        let dsn = fleet.cluster.superuser_dsn("powa").replace("postgres@", "nobody@");
-        let mut keys = config(&fleet.cluster, json!({}));
-        keys["repository"]["dsn"] = dsn.into();
-        let (code, out, err) = finish(Collector::builder(keys).argument("status").run().await);
+        let (cluster, repository) = cluster(powa).await;
+        let set_up = if powa.is_v4() {
+            include_str!("../sql/setup/repository_powa4.sql")
+        } else {
+            include_str!("../sql/setup/repository_powa5.sql")
+        };
+        repository.batch_execute(set_up).await.unwrap();
+        repository.batch_execute("CREATE ROLE nobody LOGIN; GRANT SELECT ON powa_servers TO nobody").await.unwrap();
+        fleet::register_idle(&repository, monitored(&cluster, 1)).await;
+        let keys = |role| {
+            let mut keys = config(&cluster, json!({}));
+            keys["repository"]["dsn"] = cluster.dsn(role, "powa").into();
+            keys
+        };
+        let mut collector = Collector::start(keys("powa_collector"));
+        collector.wait_for_log("worker for ").await;
+        let asked = async |role, command| finish(Collector::builder(keys(role)).argument(command).run().await);
+        for command in ["status", "reload"] {
+            let (code, _, err) = asked("powa_collector", command).await;
+            assert_eq!((code, err.as_str()), (0, ""), "{command}");
+        }
+        let (code, out, err) = asked("nobody", "status").await;
         assert_eq!((code, out.as_str()), (1, ""), "{err}");
         assert!(err.contains("the collector refuses: Permission denied"), "{err}");
-        fleet.collector.stop().await;
+        collector.stop().await;
     }
 }
 

@@ -1,5 +1,5 @@
 //! Who may steer the collector: the role behind the session that sent the message must hold one of the roles
-//! that PoWA names for it.
+//! that PoWA names for it, or be the collector's own, which has no need to be told that it may do what it does.
 
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, Error, Statement};
