@@ -615,24 +615,6 @@ mod tests {
         );
     }
 
-    #[test]
-    fn the_readme_has_a_row_for_every_key_and_no_other() {
-        let readme = include_str!("../../README.md");
-        let section = readme.split("## Configuration").nth(1).unwrap().split("\n### ").next().unwrap();
-        let rows: Vec<&str> =
-            section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
-        assert_eq!(rows, KEYS);
-    }
-
-    #[test]
-    fn the_readmes_example_is_valid() {
-        let readme = include_str!("../../README.md");
-        let begin = readme.find("\n    {\n").unwrap();
-        let end = begin + readme[begin..].find("\n    }\n").unwrap() + "\n    }\n".len();
-        let loaded = from_file(&readme[begin..end]).unwrap();
-        assert_eq!(loaded.warnings, Vec::<String>::new());
-    }
-
     /// Neither its dot nor its capital has a meaning in a server's name.
     #[test]
     fn names_of_servers_stay_as_they_are() {
