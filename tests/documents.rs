@@ -27,12 +27,13 @@ struct Key<'a> {
 }
 
 fn keys(document: &Document) -> Vec<Key<'_>> {
-    let key = |(name, cells): (_, Vec<_>)| {
+    let mut keys = Vec::new();
+    for (name, cells) in rows(&document.section("Keys")) {
         assert_eq!(cells.len(), 4, "{name}: {cells:?}");
         assert!(cells.iter().all(|cell| !cell.is_empty()), "{name}: {cells:?}");
-        Key { name, kind: cells[0], default: cells[1] }
-    };
-    rows(&document.section("Keys")).into_iter().map(key).collect()
+        keys.push(Key { name, kind: cells[0], default: cells[1] });
+    }
+    keys
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub const METRICS: [Metric; 22] = [
     metric("process_threads", Kind::Gauge, &[]),
 ];
 
-pub const KINDS: [&str; 6] = ["connect", "repository", "fetch", "datasource", "store", "lost"];
+pub const KINDS: [&str; 7] = ["connect", "repository", "fetch", "datasource", "store", "lost", "fault"];
 pub const PHASES: [&str; 3] = ["fetch", "wait", "store"];
 
 pub fn states() -> [String; 6] {
