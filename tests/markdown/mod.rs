@@ -153,6 +153,8 @@ pub fn rows<'a>(lines: &[&'a str]) -> Vec<(&'a str, Vec<&'a str>)> {
     let row = |line: &&'a str| {
         let mut cells = line.strip_prefix("| `")?.strip_suffix('|')?.split('|').map(str::trim);
         let code = cells.next()?.strip_suffix('`')?;
+        // Two backticks are around code that has one in it.
+        let code = code.strip_prefix('`').and_then(|code| code.strip_suffix('`')).unwrap_or(code);
         Some((code, cells.collect()))
     };
     lines.iter().filter_map(row).collect()
