@@ -363,10 +363,10 @@ fn sources() -> Vec<(String, String)> {
     sources
 }
 
-/// Of one file. Panics when there is none.
+/// Those of one file. Panics when there are none.
 fn texts_in(sources: &[(String, String)], path: &str, needle: &str) -> Vec<String> {
     let source = sources.iter().find(|(other, _)| other == path).unwrap_or_else(|| panic!("no {path}"));
-    let texts = texts_after(&source.1, needle, true);
+    let texts = texts_after(&source.1, needle, false);
     assert!(!texts.is_empty(), "{path}: nothing stands after {needle}");
     texts
 }
