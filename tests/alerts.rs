@@ -88,7 +88,8 @@ fn the_dashboard_can_be_imported_anywhere() {
     let dashboard = dashboard();
     assert!(dashboard["id"].is_null(), "Grafana gives it one");
     let variables = dashboard["templating"]["list"].as_array().expect("variables");
-    let names: Vec<&str> = variables.iter().map(|variable| variable["name"].as_str().expect("a name")).collect();
+    let names: Vec<&str> =
+        variables.iter().map(|variable| variable["name"].as_str().expect("a name")).collect();
     assert_eq!(names, ["datasource", "collector", "server", "window"]);
     let (mut ids, mut places) = (BTreeSet::new(), BTreeSet::new());
     for panel in panels(&dashboard) {
@@ -108,7 +109,8 @@ fn the_dashboard_can_be_imported_anywhere() {
             assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
             let query = target["expr"].as_str().expect("an expression");
             for variable in query.split('$').skip(1) {
-                let name: String = variable.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                let name: String =
+                    variable.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
                 assert!(names.contains(&name.as_str()) || name == "__rate_interval", "{title}: ${name}");
             }
         }
@@ -121,7 +123,8 @@ fn promtool(arguments: &[&str]) -> String {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target/tmp has a parent");
     let program = target.join("prometheus/promtool");
     assert!(program.exists(), "{} is missing: run `make test`, which fetches it", program.display());
-    let output = Command::new(program).args(arguments).current_dir(checkout()).output().expect("run promtool");
+    let output =
+        Command::new(program).args(arguments).current_dir(checkout()).output().expect("run promtool");
     let told = [output.stdout, output.stderr].concat();
     let told = String::from_utf8_lossy(&told).into_owned();
     assert!(output.status.success(), "{told}");

@@ -57,7 +57,8 @@ fn the_defaults_are_those_of_the_program() {
         }
         let default = key.default.strip_prefix('`').and_then(|text| text.strip_suffix('`')).expect(key.name);
         let default = serde_json::from_str(default).unwrap_or_else(|_| Value::from(default));
-        let differences = |value: &Value| config::differences(&unsaid, &with(key.name, value).unwrap().configuration);
+        let differences =
+            |value: &Value| config::differences(&unsaid, &with(key.name, value).unwrap().configuration);
         assert_eq!(differences(&default), Vec::<String>::new(), "{}", key.name);
         // And the comparison looks at this key.
         let other = other(&default);
@@ -111,7 +112,8 @@ fn the_types_and_limits_are_those_of_the_program() {
         };
         assert!(possible.contains(&kind), "{}: {kind}, and the program says: {wrong}", key.name);
         if possible.contains(&"integer") {
-            let told = with(key.name, &json!(9_000_000_000_000_000_000_u64)).err().map(|error| error.to_string());
+            let told =
+                with(key.name, &json!(9_000_000_000_000_000_000_u64)).err().map(|error| error.to_string());
             let told = told.as_deref().and_then(|told| Some(told.split_once(" is not between ")?.1));
             assert_eq!(limits.map(|limits| limits.replace(" to ", " and ")).as_deref(), told, "{}", key.name);
         }
@@ -297,7 +299,11 @@ fn logged(sources: &[(String, String)]) -> Vec<(&'static str, String)> {
             ("info", "info!(", "tracing::info!("),
         ] {
             let calls = source.matches(call).count();
-            assert_eq!(source.matches(bare).count(), calls, "{path}: {bare} without tracing:: is not seen here");
+            assert_eq!(
+                source.matches(bare).count(),
+                calls,
+                "{path}: {bare} without tracing:: is not seen here"
+            );
             let texts = texts_after(source, call, false);
             assert_eq!(texts.len(), calls, "{path}: a line of the log without a text");
             for text in texts {
@@ -486,7 +492,10 @@ fn what_is_asked_for_and_not_there_is_noticed() {
             r#"powa_collector_repository_listening{server=~"a"}"#,
             vec![r#"powa_collector_repository_listening{server=~"a"}"#],
         ),
-        (r#"increase(powa_collector_server_failures_total{kind=~"fetch|store", server=~"$server"}[1h])"#, vec![]),
+        (
+            r#"increase(powa_collector_server_failures_total{kind=~"fetch|store", server=~"$server"}[1h])"#,
+            vec![],
+        ),
     ] {
         assert_eq!(unknown(expression), expected);
     }

@@ -100,7 +100,8 @@ fn the_commands_that_are_listed_are_those_of_the_program() {
     let help = String::from_utf8(output.stdout).expect("UTF-8");
     let (_, list) = help.split_once("Commands:\n").expect(&help);
     let first_word = |line: &'_ str| line.split_whitespace().next().unwrap_or_default().to_owned();
-    let mut known: BTreeSet<String> = list.lines().take_while(|line| !line.is_empty()).map(first_word).collect();
+    let mut known: BTreeSet<String> =
+        list.lines().take_while(|line| !line.is_empty()).map(first_word).collect();
     assert!(known.remove("help"));
 
     let blocks = Document::read("README.md").blocks();
@@ -158,10 +159,12 @@ impl Site {
     async fn run(&mut self, block: &Block) {
         for line in block.text.lines() {
             let known = COMMANDS.iter().find(|(command, _)| *command == line);
-            let (_, how) = known.unwrap_or_else(|| panic!("the README shows a command that is not run: {line}"));
+            let (_, how) =
+                known.unwrap_or_else(|| panic!("the README shows a command that is not run: {line}"));
             match how {
                 How::Run { instead, says } => {
-                    let line = instead.iter().fold(line.to_owned(), |line, (from, to)| line.replace(from, to));
+                    let line =
+                        instead.iter().fold(line.to_owned(), |line, (from, to)| line.replace(from, to));
                     let told = told(&self.shell(&line, &block.section).output().expect("run a command"));
                     assert!(told.contains(says), "{line}: {told}");
                 }
@@ -246,9 +249,14 @@ impl Site {
     fn shell_at(&self, line: &str, cluster: &Cluster) -> Command {
         let root = self.root.path().display().to_string();
         let mut command = shell(&line.replace("ROOT", &root));
-        command.env("PATH", format!("{root}/usr/local/bin:/usr/bin:/bin")).env("HOME", format!("{root}/home"));
+        command
+            .env("PATH", format!("{root}/usr/local/bin:/usr/bin:/bin"))
+            .env("HOME", format!("{root}/home"));
         command.env("PSQLRC", format!("{root}/psqlrc"));
-        command.env("PGHOST", "127.0.0.1").env("PGPORT", cluster.port().to_string()).env("PGUSER", "postgres");
+        command
+            .env("PGHOST", "127.0.0.1")
+            .env("PGPORT", cluster.port().to_string())
+            .env("PGUSER", "postgres");
         command
     }
 }

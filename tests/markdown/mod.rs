@@ -41,7 +41,9 @@ impl Document {
     /// All that people read.
     pub fn all() -> Vec<Self> {
         let mut paths: Vec<PathBuf> =
-            ["README.md", "CHANGELOG.md", "benches/README.md", "benches/RESULTS.md"].map(PathBuf::from).into();
+            ["README.md", "CHANGELOG.md", "benches/README.md", "benches/RESULTS.md"]
+                .map(PathBuf::from)
+                .into();
         for entry in fs::read_dir(checkout().join("docs")).expect("read docs/") {
             let name = entry.expect("read docs/").file_name();
             if Path::new(&name).extension().is_some_and(|extension| extension == "md") {

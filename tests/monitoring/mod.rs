@@ -64,15 +64,8 @@ pub const KINDS: [&str; 7] = ["connect", "repository", "fetch", "datasource", "s
 pub const PHASES: [&str; 3] = ["fetch", "wait", "store"];
 
 pub fn states() -> [String; 6] {
-    [
-        State::Running,
-        State::NoRemote,
-        State::NoRepository,
-        State::Stopping,
-        State::Stopped,
-        State::Unknown,
-    ]
-    .map(|state| state.to_string())
+    [State::Running, State::NoRemote, State::NoRepository, State::Stopping, State::Stopped, State::Unknown]
+        .map(|state| state.to_string())
 }
 
 const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str]) -> Metric {
@@ -87,9 +80,7 @@ impl Metric {
     /// The names by which it is asked for.
     fn series(&self) -> Vec<String> {
         match self.kind {
-            Kind::Histogram => {
-                ["bucket", "sum", "count"].map(|part| format!("{}_{part}", self.name)).into()
-            }
+            Kind::Histogram => ["bucket", "sum", "count"].map(|part| format!("{}_{part}", self.name)).into(),
             Kind::Gauge | Kind::Counter => vec![self.name.to_owned()],
         }
     }
@@ -141,7 +132,8 @@ fn unknown_in(matcher: &str, metric: &Metric) -> Option<String> {
         "phase" => PHASES.map(str::to_owned).to_vec(),
         _ => Vec::new(),
     };
-    let is_possible = possible.is_empty() || values.split('|').all(|value| possible.iter().any(|one| one == value));
+    let is_possible =
+        possible.is_empty() || values.split('|').all(|value| possible.iter().any(|one| one == value));
     (!metric.has_label(label) || !is_possible).then(|| format!("{}{{{matcher}}}", metric.name))
 }
 
