@@ -1,5 +1,6 @@
 //! What to do about a connection that cannot be opened.
 
+use std::fmt;
 use std::io;
 
 use nix::errno::Errno;
@@ -13,9 +14,39 @@ use super::login::LoginError;
 use super::text::causes;
 use crate::descriptors;
 
-/// Lines to follow: SQL, a line of `pg_hba.conf`, or a remark behind `--`. None where the error says all.
-pub fn advice(error: &DialError, conninfo: &ConnInfo) -> Vec<String> {
-    let remark = |text: &str| vec![format!("-- {text}")];
+/// One thing to do about what is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// A statement to be run as it stands, where something is missing.
+    Sql(String),
+    /// What is to be completed first, or belongs elsewhere: a statement with a gap, a line of `pg_hba.conf`.
+    Pattern(String),
+    Remark(String),
+}
+
+impl Step {
+    pub fn sql(text: impl Into<String>) -> Self {
+        Self::Sql(text.into())
+    }
+
+    pub fn remark(text: impl Into<String>) -> Self {
+        Self::Remark(text.into())
+    }
+}
+
+/// As a line: SQL, a line of `pg_hba.conf`, or a remark behind `--`.
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sql(text) | Self::Pattern(text) => f.write_str(text),
+            Self::Remark(text) => write!(f, "-- {text}"),
+        }
+    }
+}
+
+/// The steps to take, in their order. None where the error says all.
+pub fn advice(error: &DialError, conninfo: &ConnInfo) -> Vec<Step> {
+    let remark = |text: &str| vec![Step::remark(text)];
     match error {
         DialError::Resolve(error) | DialError::Connect(error) if is_scarce(error) => {
             remark(descriptors::ADVICE)
@@ -62,7 +93,7 @@ fn is_scarce(error: &io::Error) -> bool {
 }
 
 /// What the server itself says is known by its code; its words are for the details.
-fn of_refusal(state: &SqlState, message: &str, conninfo: &ConnInfo) -> Vec<String> {
+fn of_refusal(state: &SqlState, message: &str, conninfo: &ConnInfo) -> Vec<Step> {
     let user = quote_identifier(&conninfo.user);
     let database = quote_identifier(&conninfo.dbname);
     if *state == SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
@@ -74,34 +105,33 @@ fn of_refusal(state: &SqlState, message: &str, conninfo: &ConnInfo) -> Vec<Strin
                 None => "ADDRESS".to_owned(),
             };
             return vec![
-                "-- add to the server's pg_hba.conf, then SELECT pg_reload_conf();".to_owned(),
-                format!("host  {database}  {user}  {from}  scram-sha-256"),
+                Step::remark("add to the server's pg_hba.conf, then SELECT pg_reload_conf();"),
+                Step::Pattern(format!("host  {database}  {user}  {from}  scram-sha-256")),
             ];
         }
         if message.contains("requires a valid client certificate") {
-            return vec!["-- name a certificate that the server trusts by sslcert and sslkey".to_owned()];
+            return vec![Step::remark("name a certificate that the server trusts by sslcert and sslkey")];
         }
         if message.contains("certificate authentication failed") {
-            return vec![format!(
-                "-- the certificate's common name must be {user}, or pg_ident.conf must map it to that"
-            )];
+            return vec![Step::remark(format!(
+                "the certificate's common name must be {user}, or pg_ident.conf must map it to that"
+            ))];
         }
         let verb = if message.contains("not permitted to log in") { "ALTER" } else { "CREATE" };
-        return vec![format!("{verb} ROLE {user} LOGIN;")];
+        return vec![Step::sql(format!("{verb} ROLE {user} LOGIN;"))];
     }
     if *state == SqlState::INVALID_PASSWORD {
-        return vec![format!("ALTER ROLE {user} PASSWORD '…';   -- or correct the one that is configured")];
+        let statement = format!("ALTER ROLE {user} PASSWORD '…';   -- or correct the one that is configured");
+        return vec![Step::Pattern(statement)];
     }
     if *state == SqlState::INVALID_CATALOG_NAME {
-        return vec![format!("CREATE DATABASE {database};")];
+        return vec![Step::sql(format!("CREATE DATABASE {database};"))];
     }
     if *state == SqlState::INSUFFICIENT_PRIVILEGE {
-        return vec![format!("GRANT CONNECT ON DATABASE {database} TO {user};")];
+        return vec![Step::sql(format!("GRANT CONNECT ON DATABASE {database} TO {user};"))];
     }
     if *state == SqlState::TOO_MANY_CONNECTIONS {
-        return vec![
-            "-- max_connections of the server, or of the role or the database, is reached".to_owned(),
-        ];
+        return vec![Step::remark("max_connections of the server, or of the role or the database, is reached")];
     }
     Vec::new()
 }

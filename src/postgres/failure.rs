@@ -57,6 +57,22 @@ impl DialError {
         }
     }
 
+    /// Whether the server has answered and does not let this role into this database. Perhaps there is no such role, no
+    /// such database, or no right: it may not say which, and asks also a role for its password that is not there.
+    pub fn is_refusal(&self) -> bool {
+        let states = [
+            SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+            SqlState::INVALID_PASSWORD,
+            SqlState::INVALID_CATALOG_NAME,
+            SqlState::INSUFFICIENT_PRIVILEGE,
+        ];
+        match self {
+            Self::NoPassword { .. } => true,
+            Self::Both { first, second, .. } => first.is_refusal() || second.is_refusal(),
+            _ => self.sql_state().is_some_and(|state| states.contains(state)),
+        }
+    }
+
     /// Whether libpq goes on to the next host: one that answers and lets nobody in is the last one tried.
     pub fn tries_next_host(&self) -> bool {
         match self {

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client, Connection, Notification, Statement};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::advice::advice;
+use super::advice::{Step, advice};
 use super::conninfo::ConnInfo;
 use super::conninfo::values::{CertificateMode, SessionAttrs};
 use super::dial::{self, Dialled, Failure, Line};
@@ -29,7 +29,8 @@ const APPLICATION_NAME_BYTES: usize = 63;
 #[derive(Debug)]
 pub struct SessionError {
     what: String,
-    advice: Vec<String>,
+    advice: Vec<Step>,
+    is_refusal: bool,
 }
 
 impl SessionError {
@@ -41,13 +42,15 @@ impl SessionError {
             [failure] => vec![failure.error.to_string()],
             several => several.iter().map(|failure| format!("{}: {}", failure.host, failure.error)).collect(),
         };
-        let mut advised: Vec<String> = Vec::new();
-        for line in failures.iter().flat_map(|failure| advice(&failure.error, conninfo)) {
-            if !advised.contains(&line) {
-                advised.push(line);
+        let mut advised: Vec<Step> = Vec::new();
+        for step in failures.iter().flat_map(|failure| advice(&failure.error, conninfo)) {
+            if !advised.contains(&step) {
+                advised.push(step);
             }
         }
-        Self { what: format!("connect to {server}: {}", reasons.join("; ")), advice: advised }
+        let what = format!("connect to {server}: {}", reasons.join("; "));
+        let is_refusal = failures.iter().any(|failure| failure.error.is_refusal());
+        Self { what, advice: advised, is_refusal }
     }
 
     /// What happened, without what to do about it.
@@ -55,9 +58,14 @@ impl SessionError {
         &self.what
     }
 
-    /// What to do about it, in lines: SQL, a line of `pg_hba.conf`, or a remark behind `--`.
-    pub fn advice(&self) -> &[String] {
+    /// What to do about it.
+    pub fn advice(&self) -> &[Step] {
         &self.advice
+    }
+
+    /// Whether a server has answered and does not let us in, as [`DialError::is_refusal`].
+    pub fn is_refusal(&self) -> bool {
+        self.is_refusal
     }
 }
 
@@ -68,8 +76,9 @@ impl fmt::Display for SessionError {
             return Ok(());
         }
         // The remarks of SQL mean nothing in a sentence.
-        let sentence =
-            |line: &String| line.trim_start_matches("-- ").trim_end_matches(';').replace(";   -- ", ", ");
+        let sentence = |step: &Step| {
+            step.to_string().trim_start_matches("-- ").trim_end_matches(';').replace(";   -- ", ", ")
+        };
         let advice: Vec<String> = self.advice.iter().map(sentence).collect();
         write!(f, " (what to do: {})", advice.join(" "))
     }
