@@ -1,17 +1,13 @@
 //! The table of `powa-collector status`.
 
 use jiff::Timestamp;
-use unicode_width::UnicodeWidthStr;
 
+use super::table::laid_out;
 use crate::postgres::text::one_line;
 use crate::report::Detail;
 
 const COLUMNS: [&str; 10] =
     ["ID", "SERVER", "STATE", "LAST SNAPSHOT", "TOOK", "ROWS", "BYTES", "NEXT DUE", "BACKLOG", "LAST ERROR"];
-/// Between two columns.
-const GAP: &str = "  ";
-/// The last column is folded, unless it would become narrower than this.
-const LEAST_WIDTH: usize = 20;
 /// The columns of numbers, which end at the same place.
 const NUMBERS: [usize; 4] = [0, 4, 5, 6];
 
@@ -21,56 +17,10 @@ pub fn table(details: &[Detail], now: Timestamp, width: Option<u16>) -> String {
     details.sort_by_key(|detail| (detail.is_well(), detail.srvid));
     let mut rows = vec![COLUMNS.map(str::to_owned)];
     rows.extend(details.iter().map(|detail| row(detail, now)));
-    let lines: String = laid_out(&rows, width).iter().map(|line| line.trim_end().to_owned() + "\n").collect();
+    let lines = laid_out(&rows, &NUMBERS, width);
     let bad = details.iter().filter(|detail| !detail.is_well()).count();
     let servers = if details.len() == 1 { "server" } else { "servers" };
     format!("{lines}{} {servers}, {bad} with a problem\n", details.len())
-}
-
-/// The lines of a table, in which the last column takes several lines where the terminal is too narrow.
-fn laid_out(rows: &[[String; 10]], width: Option<u16>) -> Vec<String> {
-    let widths: Vec<usize> =
-        (0..COLUMNS.len() - 1).map(|at| rows.iter().map(|row| row[at].width()).max().unwrap_or(0)).collect();
-    let before_last: usize = widths.iter().map(|width| width + GAP.len()).sum();
-    let room = width.and_then(|width| usize::from(width).checked_sub(before_last));
-    let room = room.filter(|room| *room >= LEAST_WIDTH).unwrap_or(usize::MAX);
-    let mut lines = Vec::new();
-    for row in rows {
-        let mut line = String::new();
-        for (at, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            let fill = " ".repeat(width - cell.width());
-            let (left, right) = if NUMBERS.contains(&at) { (fill.as_str(), "") } else { ("", fill.as_str()) };
-            line.extend([left, cell, right, GAP]);
-        }
-        for part in folded(&row[COLUMNS.len() - 1], room) {
-            lines.push(line + &part);
-            line = " ".repeat(before_last);
-        }
-    }
-    lines
-}
-
-/// A text in lines of at most so many columns, at spaces where it can be. One line at least.
-fn folded(text: &str, room: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        let is_first = lines.last().is_none_or(String::is_empty);
-        let taken = lines.last().map_or(0, |line| line.width());
-        if !is_first && taken.saturating_add(1 + word.width()) > room {
-            lines.push(String::new());
-        } else if !is_first {
-            lines.last_mut().expect("there is one").push(' ');
-        }
-        for c in word.chars() {
-            let line = lines.last_mut().expect("there is one");
-            if line.width() + c.to_string().width() > room {
-                lines.push(c.to_string());
-            } else {
-                line.push(c);
-            }
-        }
-    }
-    lines
 }
 
 fn row(detail: &Detail, now: Timestamp) -> [String; 10] {
@@ -137,6 +87,8 @@ pub fn in_place(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use unicode_width::UnicodeWidthStr;
+
     use super::*;
     use crate::report::{LastError, LastSnapshot, Report, Waiting};
     use crate::worker::State;
@@ -194,7 +146,7 @@ mod tests {
         let mut details = details();
         let message =
             "a reason of many words, and aWordThatIsLongerThanAllTheRoomThatThereIsForIt".to_owned();
-        details[1].report.last_error.as_mut().unwrap().message = message.clone();
+        details[1].report.last_error.as_mut().unwrap().message = message;
         let text = table(&details, at(1_060), Some(136));
         assert!(text.lines().all(|line| line.width() <= 136), "{text}");
         assert!(text.lines().count() > 4, "{text}");
@@ -202,8 +154,6 @@ mod tests {
         assert!(bare(&text).contains(&bare("reason of many words, and aWord")), "{text}");
         // Where hardly anything is left for it, the terminal itself folds the line.
         assert_eq!(table(&details, at(1_060), Some(90)), table(&details, at(1_060), None));
-        assert_eq!(folded(&message, usize::MAX), [message]);
-        assert_eq!(folded("漢字漢字 x", 4), ["漢字", "漢字", "x"]);
     }
 
     #[test]
