@@ -1,10 +1,14 @@
 //! The command line.
 
+use std::convert::Infallible;
 use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use clap_mangen::Man;
+
+use crate::client::servers::options::Action;
+use crate::postgres::secret::Secret;
 
 /// Takes PoWA snapshots of a fleet of PostgreSQL servers.
 ///
@@ -79,6 +83,20 @@ pub enum Command {
         #[arg(value_name = "DB")]
         databases: Vec<String>,
     },
+    /// List, register, change and remove the servers that are collected
+    ///
+    /// What is said goes to standard error; standard output is for the list, and for the SQL that a server lacks.
+    ///
+    /// Exit status: 0 when it is done, 1 when not, 2 when the configuration or the command line cannot be used.
+    Servers {
+        /// How to connect to the repository, as a role that may change powa_servers, which the collector's need
+        /// not. Default: repository.dsn of the configuration. Whoever is on this machine can see a password that
+        /// is given here: put it into a password file (~/.pgpass)
+        #[arg(long, value_parser = secret, global = true)]
+        dsn: Option<Secret>,
+        #[command(subcommand)]
+        action: Action,
+    },
     /// Print a script that completes commands in a shell
     Completions {
         #[arg(value_enum)]
@@ -94,6 +112,10 @@ pub enum Command {
         #[arg(value_name = "SRVID")]
         servers: Vec<i32>,
     },
+}
+
+fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text))
 }
 
 /// What a command prints that is about the command line itself. None for any other command.
@@ -119,12 +141,18 @@ fn manual(page: &mut Vec<u8>) -> std::io::Result<()> {
     manual.render_synopsis_section(page)?;
     manual.render_description_section(page)?;
     manual.render_options_section(page)?;
-    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
-        writeln!(page, ".SH \"COMMAND {}\"", command.get_name().to_uppercase())?;
-        // These are told once, above.
+    sections(page, &command, "COMMAND", &["config", "help"])?;
+    manual.render_version_section(page)
+}
+
+/// A section for each command of a command, and for theirs. `told`: the options that are told already.
+fn sections(page: &mut Vec<u8>, of: &clap::Command, title: &str, told: &[&str]) -> std::io::Result<()> {
+    for command in of.get_subcommands().filter(|command| command.get_name() != "help") {
+        let title = format!("{title} {}", command.get_name().to_uppercase());
+        writeln!(page, ".SH \"{title}\"")?;
         let own = command.clone().mut_args(|arg| {
-            let is_everywhere = ["config", "help"].contains(&arg.get_id().as_str());
-            arg.hide(is_everywhere)
+            let is_told = told.contains(&arg.get_id().as_str());
+            arg.hide(is_told)
         });
         let manual = Man::new(own);
         let mut section = Vec::new();
@@ -132,8 +160,10 @@ fn manual(page: &mut Vec<u8>) -> std::io::Result<()> {
         manual.render_description_section(&mut section)?;
         manual.render_options_section(&mut section)?;
         page.extend(String::from_utf8_lossy(&section).replace(".SH ", ".SS ").bytes());
+        let all: Vec<&str> = command.get_arguments().map(|arg| arg.get_id().as_str()).collect();
+        sections(page, command, &title, &all)?;
     }
-    manual.render_version_section(page)
+    Ok(())
 }
 
 #[cfg(test)]

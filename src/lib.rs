@@ -16,7 +16,8 @@
 //!   changes only what differs.
 //! - [`worker`]: one task per server. Waits until a snapshot is due or asked for, takes it, says how it is.
 //! - [`report`] and [`figures`]: what a worker writes down of how it goes, for whoever asks. [`client`] is who asks from
-//!   the command line; [`http`] shows all of it, as an [`overview`] that the dispatcher gives.
+//!   the command line, and [`client::servers`] who changes `powa_servers` from there; [`http`] shows all of it, as an
+//!   [`overview`] that the dispatcher gives.
 //! - [`snapshot::turns`]: who is next. Of those that are due, the one that has been due longest.
 //! - [`snapshot::plan`]: what a snapshot of this server is made of. A short question to the repository.
 //! - [`snapshot::fetch`]: reads it. One transaction on the monitored server, all statements sent before the
@@ -52,9 +53,9 @@
 //! # Which line belongs where
 //!
 //! Dependencies point one way: `main` → [`collector`] → [`fleet`] → [`control`], [`worker`] → [`snapshot`] →
-//! [`postgres`]; [`check`], [`once`] and [`client`] stand beside [`collector`], which alone talks to [`systemd`] and [`http`]. SQL
-//! lives in `sql/`, a file a statement, unless it is a line, and is sent from [`control`], [`client`], [`snapshot`],
-//! [`server`], [`check`] and [`postgres`] only. Connections are opened in [`postgres::session`] only, by way of
+//! [`postgres`]; [`check`], [`once`] and [`client`], which uses [`check`], stand beside [`collector`], which alone talks to
+//! [`systemd`] and [`http`]. SQL lives in `sql/`, a file a statement, unless it is a line, and is sent from [`control`],
+//! [`client`], [`snapshot`], [`server`], [`check`] and [`postgres`] only. Connections are opened in [`postgres::session`] only, by way of
 //! [`postgres::dial`]; what is not ours to know, variables and files, is read in [`config`], [`postgres::conninfo`]
 //! and [`postgres::tls`] only, but for the service manager's, in [`systemd`]; what the system grants is settled in
 //! [`descriptors`] and [`memory`], and where the log goes in [`telemetry`]; a program is run in

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use powa_collector::cli::{self, Arguments, Command};
-use powa_collector::client::{self, ClientError, Display};
+use powa_collector::client::{self, ClientError, Display, servers};
 use powa_collector::collector::{self, Ending};
 use powa_collector::{check, config, descriptors, memory, once, signals, telemetry};
 
-/// The configuration cannot be used.
-const EXIT_CONFIGURATION: u8 = 2;
+/// The configuration or the command line cannot be used.
+const EXIT_USAGE: u8 = 2;
 /// No collector answers.
 const EXIT_NOBODY: u8 = 3;
 
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(error) => {
             log.tell_end(&error.to_string());
-            return ExitCode::from(EXIT_CONFIGURATION);
+            return ExitCode::from(EXIT_USAGE);
         }
     };
     log.set(&loaded.configuration.log);
@@ -73,6 +73,17 @@ fn main() -> ExitCode {
             }
             Command::RefreshCatalogs { server, databases } => {
                 asked(client::refresh_catalogs(&configuration, &server, &databases).await)
+            }
+            Command::Servers { dsn, action } => {
+                match servers::run(configuration, dsn.as_ref(), &action).await {
+                    Ok(is_done) => Ok(exit_code(is_done)),
+                    Err(error) if error.is_usage() => {
+                        eprintln!("powa-collector: {error}");
+                        Ok(ExitCode::from(EXIT_USAGE))
+                    }
+                    // As it says it: what is behind it may be rows.
+                    Err(error) => Err(anyhow::Error::msg(error.to_string())),
+                }
             }
             Command::Completions { .. } | Command::Man => unreachable!("printed above"),
             Command::Once { servers } => Ok(exit_code(once::run(&configuration, &servers).await?)),

@@ -32,7 +32,7 @@ pub async fn run(configuration: &Configuration, only: &[i32]) -> Result<bool, Sn
     let chosen: Vec<Server> =
         servers.into_iter().filter(|server| only.is_empty() || only.contains(&server.id.0)).collect();
     if chosen.is_empty() && only.is_empty() {
-        println!("no servers to collect: register them with powa_register_server");
+        println!("no servers to collect: powa-collector servers add HOST registers one");
     }
 
     let means = Means::new(configuration, repository, None);

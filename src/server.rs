@@ -30,7 +30,7 @@ pub struct Server {
     pub username: String,
     pub password: Option<Secret>,
     pub dbname: String,
-    /// From the beginning of one snapshot to the beginning of the next.
+    /// From the beginning of one snapshot to the beginning of the next; zero: it is switched off.
     pub frequency: Duration,
     pub alias: Option<String>,
     /// Whether it has its row in `powa_snapshot_metas`, without which no snapshot can be stored.
@@ -103,25 +103,42 @@ pub async fn list(client: &Client, schema: &str) -> Result<Servers, Error> {
     let statement = in_schema(include_str!("../sql/repository/servers.sql"), schema);
     let mut servers = Servers::default();
     for row in client.query(&statement, &[]).await? {
-        let id = ServerId(row.get("id"));
-        servers.registered.insert(id);
-        let frequency = u64::try_from(row.get::<_, i32>("frequency")).unwrap_or(0);
-        if frequency > 0 {
-            let password: Option<String> = row.get("password");
-            servers.collected.push(Server {
-                id,
-                hostname: row.get("hostname"),
-                port: row.get("port"),
-                username: row.get("username"),
-                password: password.map(Secret::new),
-                dbname: row.get("dbname"),
-                frequency: Duration::from_secs(frequency),
-                alias: row.get("alias"),
-                is_registered: row.get("is_registered"),
-            });
+        let server = of_row(&row);
+        servers.registered.insert(server.id);
+        if !server.frequency.is_zero() {
+            servers.collected.push(server);
         }
     }
     Ok(servers)
+}
+
+/// Reads one server, whether it is switched on or off.
+///
+/// # Errors
+/// As [`list`].
+pub async fn one(client: &Client, schema: &str, id: ServerId) -> Result<Option<Server>, Error> {
+    let statement = in_schema(include_str!("../sql/repository/server.sql"), schema);
+    Ok(client.query_opt(&statement, &[&id.0]).await?.as_ref().map(of_row))
+}
+
+fn of_row(row: &Row) -> Server {
+    let password: Option<String> = row.get("password");
+    Server {
+        id: ServerId(row.get("id")),
+        hostname: row.get("hostname"),
+        port: row.get("port"),
+        username: row.get("username"),
+        password: password.map(Secret::new),
+        dbname: row.get("dbname"),
+        frequency: period(row.get("frequency")),
+        alias: row.get("alias"),
+        is_registered: row.get("is_registered"),
+    }
+}
+
+/// The period that `powa_servers.frequency` stands for: −1 is for a server that is switched off.
+pub fn period(frequency: i32) -> Duration {
+    Duration::from_secs(u64::try_from(frequency).unwrap_or(0))
 }
 
 /// What a server is called.
@@ -149,7 +166,7 @@ pub async fn names(client: &Client, schema: &str) -> Result<Vec<Name>, Error> {
 }
 
 /// How a server is called that has no other name.
-fn address(hostname: &str, port: i32) -> String {
+pub fn address(hostname: &str, port: i32) -> String {
     format!("{hostname}:{port}")
 }
 

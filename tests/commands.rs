@@ -252,11 +252,27 @@ on_both_versions! {
 async fn completions_and_the_manual_name_every_command() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let (code, out, _) = finish(Collector::bare().argument("completions").argument(shell).run().await);
-        assert!(code == 0 && out.contains("refresh-catalogs") && out.contains("watch"), "{shell}: {out}");
+        assert!(
+            code == 0 && out.contains("refresh-catalogs") && out.contains("password-stdin"),
+            "{shell}: {out}"
+        );
     }
     let (code, out, _) = finish(Collector::bare().argument("man").run().await);
     assert!(code == 0 && out.contains(".TH powa-collector 8"), "{out}");
-    for command in ["RUN", "CHECK", "ONCE", "STATUS", "RELOAD", "SNAPSHOT", "REFRESH-CATALOGS"] {
+    for command in [
+        "RUN",
+        "CHECK",
+        "ONCE",
+        "STATUS",
+        "RELOAD",
+        "SNAPSHOT",
+        "REFRESH-CATALOGS",
+        "SERVERS",
+        "SERVERS LIST",
+        "SERVERS ADD",
+        "SERVERS SET",
+        "SERVERS REMOVE",
+    ] {
         assert!(out.contains(&format!(".SH \"COMMAND {command}\"")), "{command}: {out}");
     }
 }

@@ -112,7 +112,7 @@ async fn look(
     findings.good(&format!("PoWA {} in schema {}", powa.version, quote_identifier(&powa.schema)));
 
     check_schemas(client, &user, findings).await?;
-    let role = client.query_one(include_str!("../sql/check/server_role.sql"), &[]).await?;
+    let role = client.query_one(include_str!("../../sql/check/server_role.sql"), &[]).await?;
     if role.get("sees_all") {
         findings.good("the role sees all statistics");
     } else {

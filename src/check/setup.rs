@@ -37,7 +37,11 @@ impl Setup<'_> {
         // Writing to a string does not fail.
         for step in &steps {
             if !matches!(step, Step::Sql(_)) {
-                let _ = writeln!(script, "-- to do by hand: {}", one_line(step.to_string().trim_start_matches("-- ")));
+                let _ = writeln!(
+                    script,
+                    "-- to do by hand: {}",
+                    one_line(step.to_string().trim_start_matches("-- "))
+                );
             }
         }
         if !findings.has_unseen() {
@@ -49,7 +53,12 @@ impl Setup<'_> {
             std::iter::once(first).chain(statements).for_each(|text| push_line(&mut script, text));
             return Some(script);
         }
-        let _ = writeln!(script, "\\set role {}\n\\set database {}", psql_value(self.role), psql_value(self.database));
+        let _ = writeln!(
+            script,
+            "\\set role {}\n\\set database {}",
+            psql_value(self.role),
+            psql_value(self.database)
+        );
         script.push_str(include_str!("../../sql/check/set_up_role.sql"));
         script.push_str("-- unless it gets in without a password, give it one: \\password and its name\n");
         let Some(connect) = self.connect() else {
@@ -57,7 +66,9 @@ impl Setup<'_> {
             return Some(script);
         };
         script.push_str(&connect);
-        script.push_str("-- shared_preload_libraries must have powa and those of the following that are libraries\n");
+        script.push_str(
+            "-- shared_preload_libraries must have powa and those of the following that are libraries\n",
+        );
         push_line(&mut script, "CREATE EXTENSION IF NOT EXISTS powa CASCADE;");
         for name in self.extensions.iter().filter(|name| !BROUGHT_BY_POWA.contains(&name.as_str())) {
             push_line(&mut script, &format!("CREATE EXTENSION IF NOT EXISTS {};", quote_identifier(name)));
@@ -133,14 +144,22 @@ mod tests {
     #[test]
     fn where_not_all_is_seen_all_is_set_up() {
         let mut findings = Findings::of("server");
-        findings.problem("gone", &[Step::sql("CREATE EXTENSION x;"), Step::sql("GRANT CONNECT ON DATABASE d TO r;")]);
+        findings.problem(
+            "gone",
+            &[Step::sql("CREATE EXTENSION x;"), Step::sql("GRANT CONNECT ON DATABASE d TO r;")],
+        );
         findings.note_unseen();
         let extensions = ["powa", "pg_stat_statements", "x\"y"].map(str::to_owned);
         let script = setup("powa", &extensions).script(&findings).unwrap();
         let place = |text: &str| script.find(text).unwrap_or_else(|| panic!("no {text}: {script}"));
         assert!(place("\\set role 'po\\'wa\\n\\\\!'\n\\set database 'powa'\n") < place("CREATE ROLE %I"));
         assert!(place("CREATE DATABASE %I") < place("\\connect"));
-        assert!(place("\\connect") < place("CREATE EXTENSION IF NOT EXISTS powa CASCADE;\nCREATE EXTENSION IF NOT EXISTS \"x\"\"y\";\n"));
+        assert!(
+            place("\\connect")
+                < place(
+                    "CREATE EXTENSION IF NOT EXISTS powa CASCADE;\nCREATE EXTENSION IF NOT EXISTS \"x\"\"y\";\n"
+                )
+        );
         assert!(script.ends_with("\\gexec\nGRANT CONNECT ON DATABASE d TO r;\n"), "{script}");
     }
 
@@ -152,6 +171,9 @@ mod tests {
         assert!(script.ends_with("line break: a DROP TABLE x;\n") && !script.contains("GRANT a"), "{script}");
         findings.note_unseen();
         let script = setup("a\nDROP TABLE x;", &[]).script(&findings).unwrap();
-        assert!(script.ends_with("line break: a DROP TABLE x;\n") && !script.contains("EXTENSION"), "{script}");
+        assert!(
+            script.ends_with("line break: a DROP TABLE x;\n") && !script.contains("EXTENSION"),
+            "{script}"
+        );
     }
 }

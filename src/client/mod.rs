@@ -1,21 +1,29 @@
 //! The commands that speak to a collector at work: they reach it by way of its repository, over the control channel.
+//! And those that change which servers it collects ([`servers`]), which tell it so in the same way.
 
 mod channel;
+pub mod servers;
 mod status;
+mod table;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::time::Duration;
 
 use tokio::time::sleep;
+use tokio_postgres::Client;
 
 use self::channel::Channel;
 use crate::config::Configuration;
+use crate::control::listener::SESSION_PREFIX;
 use crate::postgres::extension::PowaVersion;
 use crate::postgres::session::SessionError;
 use crate::postgres::text::causes;
 use crate::report::Detail;
 use crate::server::{Name, ServerId};
+
+/// How the sessions of commands are named.
+const SESSION: &str = "PoWA collector - command";
 
 /// How often `status --watch` and `snapshot --wait` ask.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -250,6 +258,15 @@ pub async fn refresh_catalogs(
     Ok(true)
 }
 
+/// Whether a collector is connected to this repository.
+async fn is_collector_there(client: &Client) -> Result<bool, tokio_postgres::Error> {
+    let statement = format!(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE datname = pg_catalog.current_database() \
+         AND application_name LIKE '{SESSION_PREFIX}%')"
+    );
+    Ok(client.query_typed_one(&statement, &[]).await?.get(0))
+}
+
 /// The server that somebody means by an id, an alias or `host:port`.
 fn find(name: &str, names: &[Name]) -> Result<ServerId, ClientError> {
     if let Some(known) = names.iter().find(|known| name.parse() == Ok(known.id.0)) {
@@ -260,7 +277,9 @@ fn find(name: &str, names: &[Name]) -> Result<ServerId, ClientError> {
     };
     let mut found = with(&|known| known.alias.as_deref() == Some(name));
     if found.is_empty() {
-        found = with(&|known| known.address == name);
+        // An IPv6 address is registered without the brackets that it is written in.
+        let bare = name.strip_prefix('[').map(|rest| rest.replacen(']', "", 1));
+        found = with(&|known| known.address == name || Some(&known.address) == bare.as_ref());
     }
     match found[..] {
         [] => Err(ClientError::NoSuchServer(name.to_owned())),
@@ -298,11 +317,13 @@ mod tests {
             name(3, Some("twin"), "[::1]:5432"),
             name(4, Some("twin"), "db4:5432"),
             name(5, None, "twin"),
+            name(6, None, "::2:5432"),
         ];
-        for (meant, id) in [("1", 1), ("main", 1), ("db2:5432", 2), ("[::1]:5432", 3), ("4", 4)] {
+        let meant = [("1", 1), ("main", 1), ("db2:5432", 2), ("[::1]:5432", 3), ("4", 4), ("[::2]:5432", 6)];
+        for (meant, id) in meant {
             assert_eq!(find(meant, &names).unwrap(), ServerId(id), "{meant}");
         }
-        for meant in ["", "0", "6", "db2", "Main", "db1:5433", "01x"] {
+        for meant in ["", "0", "7", "db2", "Main", "db1:5433", "01x"] {
             assert!(matches!(find(meant, &names), Err(ClientError::NoSuchServer(_))), "{meant}");
         }
         let error = find("twin", &names).unwrap_err().to_string();

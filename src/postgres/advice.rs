@@ -131,7 +131,9 @@ fn of_refusal(state: &SqlState, message: &str, conninfo: &ConnInfo) -> Vec<Step>
         return vec![Step::sql(format!("GRANT CONNECT ON DATABASE {database} TO {user};"))];
     }
     if *state == SqlState::TOO_MANY_CONNECTIONS {
-        return vec![Step::remark("max_connections of the server, or of the role or the database, is reached")];
+        return vec![Step::remark(
+            "max_connections of the server, or of the role or the database, is reached",
+        )];
     }
     Vec::new()
 }

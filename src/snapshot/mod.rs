@@ -417,6 +417,7 @@ pub async fn servers(
 }
 
 /// What a repository is, for those who ask it something.
+#[derive(Clone)]
 pub struct About {
     pub powa: Powa,
     pub extensions: HashMap<String, Extension>,
@@ -428,6 +429,21 @@ pub struct About {
 trait Question<T>: AsyncFnOnce(&Object, About) -> Result<T, PlanError> {}
 
 impl<T, F> Question<T> for F where F: AsyncFnOnce(&Object, About) -> Result<T, PlanError> {}
+
+/// Names a session with a repository, and asks what that is.
+///
+/// # Errors
+/// When it cannot be asked, or nothing can be collected into it.
+pub async fn about(client: &Object, session: &str) -> Result<About, PlanError> {
+    let place = store::name_session(client, session).await?;
+    if place.is_read_only {
+        return Err(PlanError::ReadOnly);
+    }
+    let installed = client.prepare_cached(extension::INSTALLED).await?;
+    let extensions = extension::installed(client, &installed).await?;
+    let powa = plan::repository_powa(&extensions)?;
+    Ok(About { powa, extensions, repository: place.repository })
+}
 
 /// Asks the repository something short, over the connection that is kept for that.
 async fn ask<T>(
@@ -441,14 +457,8 @@ async fn ask<T>(
         Err(error) => return Err(noted(repository, error.into())),
     };
     let asking = async {
-        let place = store::name_session(&client, session).await?;
-        if place.is_read_only {
-            return Err(PlanError::ReadOnly);
-        }
-        let installed = client.prepare_cached(extension::INSTALLED).await?;
-        let extensions = extension::installed(&client, &installed).await?;
-        let powa = plan::repository_powa(&extensions)?;
-        question(&client, About { powa, extensions, repository: place.repository }).await
+        let about = about(&client, session).await?;
+        question(&client, about).await
     };
     let answer = match timeout(deadline, Box::pin(asking)).await {
         Ok(answer) => answer.map_err(SnapshotError::Plan),

@@ -36,9 +36,16 @@ pub struct CollectorBuilder {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     is_on_journal: bool,
+    stdin: Stdio,
 }
 
 impl CollectorBuilder {
+    /// What it reads; nothing otherwise.
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.stdin = stdin.into();
+        self
+    }
+
     /// Makes standard error a socket that `JOURNAL_STREAM` names, as systemd does.
     pub fn on_journal(mut self) -> Self {
         self.is_on_journal = true;
@@ -54,6 +61,11 @@ impl CollectorBuilder {
     /// Added after `-c FILE`.
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(OsString::from));
         self
     }
 
@@ -116,7 +128,7 @@ impl CollectorBuilder {
             write_config(&file, config);
             command.arg("-c").arg(file);
         }
-        command.args(self.arguments).stdin(Stdio::null()).current_dir(directory.path());
+        command.args(self.arguments).stdin(self.stdin).current_dir(directory.path());
         // Nothing of the tester's own environment: PGHOST, POWA_COLLECTOR_…, a configuration file at home.
         command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", directory.path());
         command.env("TMPDIR", directory.path()).env("RUST_BACKTRACE", "1").envs(self.environment);
@@ -147,6 +159,7 @@ impl Collector {
             arguments: Vec::new(),
             environment: Vec::new(),
             is_on_journal: false,
+            stdin: Stdio::null(),
         }
     }
 

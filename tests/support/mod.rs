@@ -20,6 +20,7 @@ mod libpq;
 mod process;
 mod proxy;
 mod spool;
+mod terminal;
 
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,7 @@ pub use libpq::{Connected, Libpq, LibpqKeyword, LibpqParser, Pairs};
 pub use nix::sys::signal::Signal;
 pub use proxy::{Fault, Proxy};
 pub use spool::Spool;
+pub use terminal::Terminal;
 
 /// How long a test waits for something that should take a moment.
 pub const DEADLINE: Duration = Duration::from_secs(30);
