@@ -256,7 +256,7 @@ const HANDED_ON: &[HandedOn] = &[
         end: "",
     },
     HandedOn {
-        place: ("src/check.rs", "warn", "…"),
+        place: ("src/check/one_server.rs", "warn", "…"),
         origins: &[("src/snapshot/plan.rs", "let told = format!(")],
         end: "",
     },
