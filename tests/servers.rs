@@ -129,7 +129,8 @@ on_both_versions! {
         admin.batch_execute("ALTER ROLE guarded PASSWORD 'xyzzy42-better'").await.unwrap();
         site.cluster.set("log_statement", "all");
         site.cluster.reload().await;
-        let set = ["set", "1", "--password-stdin", "--retention", "3 days"];
+        let (first, second) = (site.place(1), site.place(2));
+        let set = ["set", &first, "--password-stdin", "--retention", "3 days"];
         let done = site.run_with_input("xyzzy42-bad", &set).await;
         done.is(1);
         assert!(done.err.contains("not changed"), "{}", done.err);
@@ -138,7 +139,7 @@ on_both_versions! {
         assert_eq!(site.rows().await[0]["password"], "xyzzy42-better");
         assert_eq!(site.rows().await[0]["retention"], "3 days");
         let prompt = format!("Password of guarded on {}: ", site.place(2));
-        let set = ["set", "2", "--password"];
+        let set = ["set", &second, "--password"];
         let (done, shown) = site.run_at_terminal(json!({}), &prompt, "xyzzy42-better\r", &set).await;
         done.is(0);
         assert!(!shown.contains("xyzzy"), "{shown}");
@@ -149,14 +150,14 @@ on_both_versions! {
 
         // One that cannot be stored, because somebody else works on it.
         let other = site.cluster.client("powa").await;
-        other.batch_execute("BEGIN; SELECT FROM powa_servers WHERE id = 2 FOR UPDATE").await.unwrap();
+        other.batch_execute("BEGIN; SELECT FROM powa_servers WHERE hostname = '127.0.1.2' FOR UPDATE").await.unwrap();
         let keys = json!({ "timeouts": { "query": 1 } });
-        let builder = site.builder(keys, &["set", "2", "--password-stdin", "--force"]).stdin(input("xyzzy42-other"));
+        let builder = site.builder(keys, &["set", &second, "--password-stdin", "--force"]).stdin(input("xyzzy42-other"));
         let done = finish(builder).await;
         done.is(1);
         assert!(done.err.contains("somebody else works on it"), "{}", done.err);
         other.batch_execute("ROLLBACK").await.unwrap();
-        site.run(&["set", "2", "--no-password", "--force"]).await.is(0);
+        site.run(&["set", &second, "--no-password", "--force"]).await.is(0);
         assert_eq!(site.rows().await[1]["password"], Value::Null);
 
         let listed = [site.run(&["list"]).await.out, site.run(&["list", "--json"]).await.out].concat();
@@ -455,7 +456,7 @@ on_both_versions! {
             let builder = Collector::builder(config(cluster, json!({}))).argument("servers");
             let done = finish(builder.arguments(arguments)).await;
             done.is(0);
-            assert!(done.err.contains("; the collector at work was told"), "{}", done.err);
+            assert!(done.err.contains("; the collector at work has taken it over"), "{}", done.err);
         };
         let second = format!("127.0.1.2:{}", fleet.cluster.port());
         let add = ["add", &second, "--username", "postgres", "--dbname", "monitored", "--no-password"];

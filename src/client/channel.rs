@@ -7,8 +7,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::Notification;
 
-use super::{ClientError, SESSION, find, is_collector_there};
+use super::{ClientError, SESSION, find};
 use crate::config::Configuration;
+use crate::control::listener::SESSION_PREFIX;
 use crate::control::protocol::{CHANNEL, DetailPart};
 use crate::postgres::session::Session;
 use crate::report::Detail;
@@ -106,9 +107,13 @@ impl Channel {
         // Answers to what was given up are not answers to this.
         while self.notifications.try_recv().is_ok() {}
         let client = &self.session.client;
+        let there = format!(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE datname = pg_catalog.current_database() \
+             AND application_name LIKE '{SESSION_PREFIX}%')"
+        );
         let payload = format!("{command} {} {arguments}", self.name);
         let sending = async {
-            let is_there = is_collector_there(client).await?;
+            let is_there: bool = client.query_typed_one(&there, &[]).await?.get(0);
             if is_there {
                 let notify = "SELECT pg_catalog.pg_notify($1, $2)";
                 client.execute(notify, &[&CHANNEL, &payload.trim_end()]).await?;

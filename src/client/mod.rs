@@ -11,11 +11,9 @@ use std::io::{self, IsTerminal, Write as _};
 use std::time::Duration;
 
 use tokio::time::sleep;
-use tokio_postgres::Client;
 
 use self::channel::Channel;
 use crate::config::Configuration;
-use crate::control::listener::SESSION_PREFIX;
 use crate::postgres::extension::PowaVersion;
 use crate::postgres::session::SessionError;
 use crate::postgres::text::causes;
@@ -256,15 +254,6 @@ pub async fn refresh_catalogs(
         print(&format!("{id}: {told}\n"))?;
     }
     Ok(true)
-}
-
-/// Whether a collector is connected to this repository.
-async fn is_collector_there(client: &Client) -> Result<bool, tokio_postgres::Error> {
-    let statement = format!(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE datname = pg_catalog.current_database() \
-         AND application_name LIKE '{SESSION_PREFIX}%')"
-    );
-    Ok(client.query_typed_one(&statement, &[]).await?.get(0))
 }
 
 /// The server that somebody means by an id, an alias or `host:port`.

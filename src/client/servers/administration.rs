@@ -10,9 +10,9 @@ use super::ServersError;
 use crate::check::findings::Findings;
 use crate::check::one_server;
 use crate::check::setup::Setup;
-use crate::client::{SESSION, find, is_collector_there};
+use crate::client::channel::Channel;
+use crate::client::{ClientError, SESSION, find};
 use crate::config::{Configuration, Timeouts};
-use crate::control::protocol::CHANNEL;
 use crate::fleet::Means;
 use crate::postgres::extension::{in_schema, quote_identifier};
 use crate::postgres::repository::{Object, Repository};
@@ -34,23 +34,18 @@ pub struct Administration {
     about: About,
     means: Means,
     timeouts: Timeouts,
-    /// The role that is connected.
-    user: String,
-    /// What the repository is, in words.
-    place: String,
+    configuration: Configuration,
 }
 
 impl Administration {
     pub async fn open(configuration: &Configuration) -> Result<Self, ServersError> {
         let timeouts = configuration.settings.timeouts;
-        let conninfo = configuration.repository.clone();
-        let (user, place) = (conninfo.user.clone(), conninfo.describe());
-        let repository = Repository::new(conninfo, 1, timeouts.connect);
+        let repository = Repository::new(configuration.repository.clone(), 1, timeouts.connect);
         let client = repository.question_connection().await?;
         let about = timeout(timeouts.query, snapshot::about(&client, SESSION)).await;
         let about = about.map_err(|_| ServersError::Deadline(timeouts.query))??;
         let means = Means::new(configuration, repository, None);
-        Ok(Self { client, about, means, timeouts, user, place })
+        Ok(Self { client, about, means, timeouts, configuration: configuration.clone() })
     }
 
     pub fn client(&self) -> &Object {
@@ -99,7 +94,7 @@ impl Administration {
     }
 
     fn denied(&self, reason: String) -> ServersError {
-        let role = quote_identifier(&self.user);
+        let role = quote_identifier(&self.configuration.repository.user);
         let who = if self.about.powa.version.is_5() {
             "a superuser, or a member of powa_admin"
         } else {
@@ -170,26 +165,30 @@ impl Administration {
         self.ask(self.client.batch_execute("ROLLBACK")).await
     }
 
-    /// Ends the transaction, and tells a collector at work, which reads the servers again then. Gives what to say of
-    /// that.
+    /// Ends the transaction, and lets a collector at work read the servers again. Gives what to say of that.
     pub async fn commit(&self) -> Result<String, ServersError> {
-        let notify = "SELECT pg_catalog.pg_notify($1, 'RELOAD -')";
-        self.ask(self.client.execute(notify, &[&CHANNEL])).await?;
         match self.ask(self.client.batch_execute("COMMIT")).await {
-            Ok(()) => {}
-            Err(ServersError::Deadline(_)) => return Err(ServersError::InDoubt),
-            Err(ServersError::Connection(error)) if ends_connection(&error) => {
-                return Err(ServersError::InDoubt);
-            }
-            Err(error) => return Err(error),
+            Ok(()) => Ok(self.tell().await),
+            Err(ServersError::Deadline(_)) => Err(ServersError::InDoubt),
+            Err(ServersError::Connection(error)) if ends_connection(&error) => Err(ServersError::InDoubt),
+            Err(error) => Err(error),
         }
-        Ok(match self.ask(is_collector_there(&self.client)).await {
-            Ok(true) => "the collector at work was told".to_owned(),
-            Ok(false) => {
-                format!("no collector is connected to {}: one takes it over when it starts", self.place)
+    }
+
+    /// Waits for the answer: who has gone before the collector has looked at its rights has none.
+    async fn tell(&self) -> String {
+        let telling = async { Channel::open(&self.configuration).await?.ask("RELOAD", "").await };
+        match telling.await {
+            Ok(_) => "the collector at work has taken it over".to_owned(),
+            Err(ClientError::NoCollector(place)) => {
+                format!("no collector is connected to {place}: one takes it over when it starts")
             }
-            Err(error) => format!("whether a collector is at work cannot be told: {error}"),
-        })
+            Err(error) => {
+                format!(
+                    "a collector at work takes it over when it reads the servers again, since now {error}"
+                )
+            }
+        }
     }
 
     /// Has extensions read from a server.

@@ -1,8 +1,7 @@
 //! `powa-collector servers`: which servers there are to collect.
 //!
-//! PoWA's own functions change that, in one transaction with the message that tells a collector at work. A server is
-//! tried before, as the collector would read it, and nothing is left behind of what did not come to its end, however it
-//! ended.
+//! PoWA's own functions change that, in one transaction, and a collector at work is told. A server is tried before, as the
+//! collector would read it, and nothing is left behind of what did not come to its end, however it ended.
 //!
 //! What is said goes to standard error. Standard output is for data: the list, and the SQL that a server lacks.
 
