@@ -20,6 +20,7 @@
 //!   [`overview`] that the dispatcher gives.
 //! - [`snapshot::turns`]: who is next. Of those that are due, the one that has been due longest.
 //! - [`snapshot::plan`]: what a snapshot of this server is made of. A short question to the repository.
+//! - [`snapshot::borrowed`]: how a server without PoWA is read, by the repository's own definitions.
 //! - [`snapshot::fetch`]: reads it. One transaction on the monitored server, all statements sent before the
 //!   first answer is awaited; it ends with its last row.
 //! - [`snapshot::spool`]: what a fetch leaves, in memory while small and in a file when not.
@@ -61,7 +62,7 @@
 //! [`descriptors`] and [`memory`], and where the log goes in [`telemetry`]; a program is run in
 //! [`postgres::password_command`] only. Tasks are spawned in [`collector`], [`fleet`], [`control::listener`], [`http`] and
 //! [`postgres::session`] only, and the process ends in `main` only. [`control::protocol`], [`schedule`],
-//! [`repeated`], [`config::log`] and every parser are pure: time and dice are handed to them.
+//! [`repeated`], [`config::log`], [`snapshot::borrowed`] and every parser are pure: time and dice are handed to them.
 
 pub mod check;
 pub mod cli;

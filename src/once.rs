@@ -87,5 +87,8 @@ async fn take(assignment: &Assignment) -> Result<Taken, String> {
         .await
         .map_err(|error| error.to_string())?;
     fetched.skipped.iter().for_each(|skipped| tracing::warn!("{skipped}"));
+    if let Some(reason) = &fetched.borrowed {
+        tracing::info!("{reason}: read by the repository's own definitions");
+    }
     subject.put(&mut fetched, &stop).await.map_err(|error| error.to_string())
 }

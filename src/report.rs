@@ -27,6 +27,19 @@ pub struct Report {
     /// When the next snapshot is due, or since when. None while nobody knows when the last one was.
     pub next_due: Option<Timestamp>,
     pub last_error: Option<LastError>,
+    #[serde(flatten)]
+    pub way: Way,
+}
+
+/// How a server is read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    /// By the repository's definitions: why not by the server's own PoWA.
+    #[serde(default)]
+    pub borrowed: Option<String>,
+    /// What is left out.
+    #[serde(default)]
+    pub skipped: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -95,6 +108,10 @@ impl Detail {
         if let Some(error) = &mut short.report.last_error {
             error.message = cut(&error.message);
         }
+        let way = &mut short.report.way;
+        way.borrowed = way.borrowed.as_deref().map(cut);
+        // They are as many as an extension list is long: a few.
+        way.skipped = way.skipped.iter().take(most).map(|skipped| cut(skipped)).collect();
         short
     }
 }
@@ -164,6 +181,11 @@ impl Sheet {
     /// A snapshot that was read is lost, by a failure that was told by itself.
     pub fn lost(&self) {
         self.with(|_, figures| figures.failed(Failure::Lost, 1));
+    }
+
+    /// How it is read.
+    pub fn reads(&self, way: &Way) {
+        self.with(|report, _| report.way = way.clone());
     }
 
     /// When the next snapshot is due.

@@ -23,7 +23,7 @@ use crate::postgres::repository::Repository;
 use crate::postgres::session::application_name;
 use crate::postgres::text::one_line;
 use crate::repeated::{News, Repeated};
-use crate::report::Sheet;
+use crate::report::{Sheet, Way};
 use crate::schedule;
 use crate::server::{Server, ServerId};
 use crate::snapshot::backlog::{Aside, Backlog, Ticket};
@@ -185,6 +185,7 @@ pub async fn run(
         known: None,
         storing: Storing::default(),
         errors: Errors::default(),
+        way: Way::default(),
         has_worked_again: false,
     };
     worker.storing.at = worker.has_backlog().then(Instant::now);
@@ -266,6 +267,8 @@ struct Worker {
     known: Option<Plan>,
     storing: Storing,
     errors: Errors,
+    /// How the last snapshot was read.
+    way: Way,
     /// Whether it was said since the last failure to read that the server works again.
     has_worked_again: bool,
 }
@@ -541,7 +544,8 @@ impl Worker {
                         _ => tell_failure(&news),
                     }
                 }
-                self.errors.skipped.met(&fetched.skipped, &now).iter().for_each(tell_part);
+                self.errors.skipped.met(&fetched.skipped, &now).iter().for_each(tell_skipped);
+                self.tell_way(&fetched);
                 self.store(Some(fetched)).await;
             }
             Err(error) if error.is_stop() => tracing::debug!("no snapshot: {error}"),
@@ -696,6 +700,22 @@ impl Worker {
         false
     }
 
+    /// Tells how a snapshot was read, when that is news.
+    fn tell_way(&mut self, fetched: &Fetched) {
+        let now = Way { borrowed: fetched.borrowed.clone(), skipped: fetched.skipped.clone() };
+        if now == self.way {
+            return;
+        }
+        if now.borrowed != self.way.borrowed {
+            match &now.borrowed {
+                Some(reason) => tracing::info!("{reason}: read by the repository's own definitions"),
+                None => tracing::info!("read by the server's own PoWA"),
+            }
+        }
+        self.sheet.reads(&now);
+        self.way = now;
+    }
+
     fn tell_taken(&mut self, taken: &Taken) {
         let now = telemetry::now();
         self.errors.storing.met(&[], &now).iter().for_each(tell_failure);
@@ -766,6 +786,15 @@ fn tell_part(news: &News) {
     match news {
         News::New(_) | News::Again { .. } => tracing::warn!("{news}"),
         News::Same(_) => tracing::debug!("{news}"),
+        News::Over { .. } => tracing::info!("{news}"),
+    }
+}
+
+/// Tells once of what is left out, which may be as it should be.
+fn tell_skipped(news: &News) {
+    match news {
+        News::New(_) => tracing::warn!("{news}"),
+        News::Again { .. } | News::Same(_) => tracing::debug!("{news}"),
         News::Over { .. } => tracing::info!("{news}"),
     }
 }

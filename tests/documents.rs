@@ -86,6 +86,7 @@ fn other(value: &Value) -> Value {
         Value::Number(value) => json!(value.as_u64().expect("a whole number") + 1),
         Value::String(value) if value == "text" => json!("json"),
         Value::String(_) => json!("warn"),
+        Value::Array(_) => json!(["other"]),
         Value::Object(_) => json!({ "name": { "sslmode": "require" }, "sslmode": "require" }),
         _ => panic!("{value} has no type of a key"),
     }
@@ -95,13 +96,21 @@ fn other(value: &Value) -> Value {
 fn the_types_and_limits_are_those_of_the_program() {
     let document = Document::read(CONFIGURATION);
     for key in keys(&document) {
-        let wrong = with(key.name, &json!([])).expect_err(key.name).to_string();
+        // A list is no value of any key but one, and no list is of numbers.
+        let wrong = match with(key.name, &json!([])) {
+            Err(error) => error,
+            Ok(_) => with(key.name, &json!([1])).expect_err(key.name),
+        };
+        let wrong = wrong.to_string();
         let possible: &[&str] = match wrong.rsplit_once("expected ").map(|(_, expected)| expected) {
             Some("u64") => &["integer", "seconds", "bytes"],
             Some("a boolean") => &["boolean"],
             Some("a string" | "path string") => &["string"],
             Some("a map") => &["object"],
             _ if wrong.ends_with("must be a list of strings, the program first, or a line for the shell") => {
+                &["string or list"]
+            }
+            _ if wrong.ends_with("neither a list of names nor names with commas between them") => {
                 &["string or list"]
             }
             _ => panic!("what type is this? {wrong}"),
@@ -239,6 +248,7 @@ const HANDED_ON: &[HandedOn] = &[
             ("src/worker.rs", "errors.push(format!("),
             ("src/repeated.rs", "let error = format!("),
             ("src/snapshot/fetch.rs", "errors.push(format!("),
+            ("src/snapshot/fetch.rs", "skipped.push(format!("),
             ("src/snapshot/plan.rs", "errors.push(format!("),
             ("src/snapshot/plan.rs", "let told = format!("),
             ("src/snapshot/store.rs", "errors.push(format!("),
@@ -252,7 +262,10 @@ const HANDED_ON: &[HandedOn] = &[
     },
     HandedOn {
         place: ("src/once.rs", "warn", "…"),
-        origins: &[("src/snapshot/plan.rs", "let told = format!(")],
+        origins: &[
+            ("src/snapshot/plan.rs", "let told = format!("),
+            ("src/snapshot/fetch.rs", "skipped.push(format!("),
+        ],
         end: "",
     },
     HandedOn {

@@ -226,7 +226,7 @@ on_both_versions! {
         assert_eq!(first, scene.count("test_broken_src_tmp").await);
     }
 
-    async fn another_version_on_the_monitored_server_is_refused_until_mended(powa: Powa) {
+    async fn another_version_on_the_monitored_server_is_refused_or_replaced_until_mended(powa: Powa) {
         let scene = Scene::new(powa).await;
         let version: String =
             scene.one("SELECT extversion FROM pg_extension WHERE extname = 'powa'", &[]).await;
@@ -235,6 +235,15 @@ on_both_versions! {
         };
         run(&scene.monitored, &fake("9.9.9")).await;
         let mut collector = scene.begin_period().await;
+        if scene.is_powa5() {
+            collector.wait_for_log("the server's PoWA is 9.9.9: read by the repository's own definitions").await;
+            scene.wait_for_snapshots(1).await;
+            assert_eq!(Vec::<String>::new(), scene.errors().await);
+            run(&scene.monitored, &fake(&version)).await;
+            collector.wait_for_log("read by the server's own PoWA").await;
+            wait_until("nothing is wrong", DEADLINE, async || scene.errors().await.is_empty()).await;
+            return;
+        }
         let line = collector.wait_for_log("no snapshot: ").await;
         wait_until("the failure is written down", DEADLINE, async || !scene.errors().await.is_empty()).await;
         let error = scene.error().await;
@@ -265,15 +274,16 @@ on_both_versions! {
         scene.wait_for_snapshots(1).await;
     }
 
-    async fn a_monitored_database_without_powa_is_refused_until_it_has_it(powa: Powa) {
+    async fn a_monitored_database_that_lacks_what_it_needs_is_told_until_it_has_it(powa: Powa) {
         let scene = Scene::new(powa).await;
         scene.run("UPDATE {powa}.powa_servers SET dbname = 'postgres' WHERE id > 0").await;
         let mut collector = scene.begin_period().await;
-        let line = collector.wait_for_log("no snapshot: ").await;
+        let line = collector.wait_for_log(scene.pick("no snapshot: ", "pg_stat_statements is not installed")).await;
         wait_until("the failure is written down", DEADLINE, async || !scene.errors().await.is_empty()).await;
-        let error = scene.error().await;
-        assert!(error.contains("database postgres") && error.contains("no extension powa"), "{error}");
-        assert!(line.contains(&error), "{line}");
+        let error = &scene.errors().await[0];
+        let lacks = scene.pick("database postgres of the monitored server has no extension powa", "pg_stat_statements is not installed");
+        assert!(error.contains(lacks), "{error}");
+        assert!(line.contains(error), "{line}");
 
         let mended = scene.cluster.client("postgres").await;
         for extension in ["powa"].iter().chain(EXTENSIONS) {

@@ -126,6 +126,8 @@ fn the_demonstration_collects() {
 struct Site {
     repository: Cluster,
     server: Cluster,
+    /// A server of a provider, where nobody can install PoWA.
+    managed: Cluster,
     /// `ROOT` above: what is to go to `/usr/local` and `/etc`, and a home.
     root: TempDir,
     collector: Option<Running>,
@@ -152,7 +154,8 @@ impl Site {
         }
         // psql would go on after an error.
         fs::write(root.path().join("psqlrc"), "\\set ON_ERROR_STOP 1\n").expect("write psqlrc");
-        Self { repository: Cluster::start(powa), server: Cluster::start(powa), root, collector: None }
+        let [repository, server, managed] = [(); 3].map(|()| Cluster::start(powa));
+        Self { repository, server, managed, root, collector: None }
     }
 
     /// The commands of a block.
@@ -212,6 +215,7 @@ impl Site {
             ("The repository", false) => (&self.repository, "postgres"),
             ("The servers", false) => (&self.server, "postgres"),
             ("The servers", true) => (&self.repository, "powa"),
+            ("Servers without PoWA, and managed services", false) => (&self.managed, "postgres"),
             (section, _) => panic!("{section}: SQL that is not run: {}", block.text),
         };
         let address = format!("hostname => '127.0.0.1', port => {}", self.server.port());

@@ -16,8 +16,16 @@ pub struct Findings {
 #[derive(Debug)]
 struct Finding {
     what: String,
-    /// None: it is as it should be.
-    mend: Option<Vec<Step>>,
+    kind: Kind,
+    mend: Vec<Step>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Good,
+    /// Worth knowing.
+    Note,
+    Problem,
 }
 
 impl Findings {
@@ -26,12 +34,21 @@ impl Findings {
     }
 
     pub fn good(&mut self, what: &str) {
-        self.findings.push(Finding { what: one_line(what), mend: None });
+        self.push(Kind::Good, what, &[]);
+    }
+
+    /// Something that is worth knowing, and may be as it should be.
+    pub fn note(&mut self, what: &str) {
+        self.push(Kind::Note, what, &[]);
     }
 
     /// Something is missing or wrong. `mend`: what to do about it, where that can be said.
     pub fn problem(&mut self, what: &str, mend: &[Step]) {
-        self.findings.push(Finding { what: one_line(what), mend: Some(mend.to_vec()) });
+        self.push(Kind::Problem, what, mend);
+    }
+
+    fn push(&mut self, kind: Kind, what: &str, mend: &[Step]) {
+        self.findings.push(Finding { what: one_line(what), kind, mend: mend.to_vec() });
     }
 
     /// Notes that what is missing has kept from view what else may be.
@@ -45,7 +62,7 @@ impl Findings {
     }
 
     pub fn is_good(&self) -> bool {
-        self.findings.iter().all(|finding| finding.mend.is_none())
+        self.findings.iter().all(|finding| finding.kind != Kind::Problem)
     }
 
     /// All of it, line by line.
@@ -58,13 +75,23 @@ impl Findings {
         self.told(|step| !matches!(step, Step::Sql(_)))
     }
 
+    /// What is worth knowing also where nothing is wrong, line by line.
+    pub fn notes(&self) -> String {
+        let notes = self.findings.iter().filter(|finding| finding.kind == Kind::Note);
+        notes.map(|finding| format!("note: {}\n", finding.what)).collect()
+    }
+
     fn told(&self, is_told: impl Fn(&Step) -> bool) -> String {
         let mut text = format!("{}\n", self.title);
         // Writing to a string does not fail.
         for finding in &self.findings {
-            let word = if finding.mend.is_none() { "ok     " } else { "PROBLEM" };
+            let word = match finding.kind {
+                Kind::Good => "ok     ",
+                Kind::Note => "note   ",
+                Kind::Problem => "PROBLEM",
+            };
             let _ = writeln!(text, "  {word}  {}", finding.what);
-            for step in finding.mend.iter().flatten().filter(|step| is_told(step)) {
+            for step in finding.mend.iter().filter(|step| is_told(step)) {
                 let _ = writeln!(text, "           {step}");
             }
         }
@@ -74,7 +101,7 @@ impl Findings {
     /// What to do about all problems, each thing once.
     pub fn steps(&self) -> Vec<&Step> {
         let mut steps: Vec<&Step> = Vec::new();
-        for step in self.findings.iter().filter_map(|finding| finding.mend.as_ref()).flatten() {
+        for step in self.findings.iter().flat_map(|finding| &finding.mend) {
             if !steps.contains(&step) {
                 steps.push(step);
             }
@@ -91,14 +118,16 @@ mod tests {
     fn statements_are_told_apart_from_what_a_person_must_do() {
         let mut findings = Findings::of("server 1\ndb1");
         findings.good("connected");
+        findings.note("left out");
         assert!(findings.is_good() && !findings.has_unseen());
+        assert_eq!(findings.notes(), "note: left out\n");
         let mend = [Step::sql("GRANT a TO b;"), Step::remark("restart it")];
         findings.problem("no rights", &mend);
         findings.problem("none\nhere", &mend[..1]);
         assert!(!findings.is_good());
         assert_eq!(
             findings.text(),
-            "server 1 db1\n  ok       connected\n  PROBLEM  no rights\n           GRANT a TO b;\n           \
+            "server 1 db1\n  ok       connected\n  note     left out\n  PROBLEM  no rights\n           GRANT a TO b;\n           \
              -- restart it\n  PROBLEM  none here\n           GRANT a TO b;\n"
         );
         assert!(!findings.text_without_sql().contains("GRANT"));

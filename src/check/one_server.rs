@@ -14,15 +14,14 @@ use crate::postgres::extension::{self, Extension, in_schema, quote_identifier};
 use crate::postgres::session::Session;
 use crate::postgres::text::one_line;
 use crate::snapshot::fetch::{self, FetchError, Remote};
-use crate::snapshot::plan::Plan;
-use crate::snapshot::reading;
+use crate::snapshot::plan::{Facts, Plan};
+use crate::snapshot::reading::{self, Functions, Lack};
 use crate::worker::Assignment;
 
-/// Looks at a server as the collector would read it. `plan` says what is read from a server of that
-/// `server_version_num`, or why nobody can say so.
+/// Looks at a server as the collector would read it. `plan` says what is read from such a server, or why nobody can say so.
 pub async fn check(
     assignment: &Assignment,
-    plan: impl AsyncFnOnce(i32) -> Result<Plan, String>,
+    plan: impl AsyncFnOnce(Facts) -> Result<Plan, String>,
     findings: &mut Findings,
 ) {
     let server = &assignment.server;
@@ -58,8 +57,7 @@ pub async fn check(
         }
     };
     findings.good(&format!("connected: PostgreSQL {}", remote.session.facts.version));
-    let version = remote.session.facts.version_num;
-    let plan = match plan(version).await {
+    let plan = match plan(Facts::of(&remote)).await {
         Ok(plan) => plan,
         Err(error) => {
             findings.problem(&error, &[]);
@@ -70,7 +68,8 @@ pub async fn check(
     for error in &plan.errors {
         findings.problem(error, &[Step::remark("on the repository server: CREATE EXTENSION …")]);
     }
-    match timeout(timeouts.fetch, look(&remote, &plan, &conninfo, findings)).await {
+    let excluded = &assignment.settings.excluded_databases;
+    match timeout(timeouts.fetch, look(&remote, &plan, &conninfo, excluded, findings)).await {
         Ok(Ok(databases)) => check_databases(assignment, &conninfo, databases, findings).await,
         Ok(Err(error)) => findings.problem(&FetchError::Connection(error).to_string(), &[]),
         Err(_) => findings.problem(&FetchError::Deadline(timeouts.fetch).to_string(), &[]),
@@ -83,33 +82,49 @@ async fn look(
     remote: &Remote,
     plan: &Plan,
     conninfo: &ConnInfo,
+    excluded: &[String],
     findings: &mut Findings,
 ) -> Result<Vec<String>, tokio_postgres::Error> {
     let client = &remote.session.client;
     let database = &conninfo.dbname;
     let user = quote_identifier(&conninfo.user);
     let extensions = extension::installed(client, extension::INSTALLED).await?;
-    let Some(powa) = extension::powa(&extensions) else {
-        findings.problem(
-            &format!("the extension powa is not installed in database {database}"),
-            &[Step::sql("CREATE EXTENSION powa CASCADE;")],
-        );
-        findings.note_unseen();
-        return Ok(Vec::new());
+    let powa = extension::powa(&extensions);
+    let functions = match (&powa, &plan.borrowed) {
+        (Some(powa), _) if powa.version.is_compatible(&plan.powa.version) => {
+            findings.good(&format!("PoWA {} in schema {}", powa.version, quote_identifier(&powa.schema)));
+            Functions::Own(&powa.schema)
+        }
+        (powa, Some(blocks)) => {
+            let has =
+                powa.as_ref().map_or_else(|| "no PoWA".to_owned(), |powa| format!("PoWA {}", powa.version));
+            findings.good(&format!(
+                "{has} here: read by the definitions of the repository's {}",
+                plan.powa.version
+            ));
+            Functions::Borrowed(blocks)
+        }
+        (None, None) => {
+            findings.problem(
+                &format!("the extension powa is not installed in database {database}"),
+                &[Step::sql("CREATE EXTENSION powa CASCADE;")],
+            );
+            findings.note_unseen();
+            return Ok(Vec::new());
+        }
+        (Some(powa), None) => {
+            findings.problem(
+                &format!(
+                    "PoWA is {} here and {} in the repository: both must be of the same major.minor",
+                    powa.version, plan.powa.version
+                ),
+                &[Step::sql(
+                    "ALTER EXTENSION powa UPDATE;   -- where it is older, with the newer package installed",
+                )],
+            );
+            return Ok(Vec::new());
+        }
     };
-    if !powa.version.is_compatible(&plan.powa.version) {
-        findings.problem(
-            &format!(
-                "PoWA is {} here and {} in the repository: both must be of the same major.minor",
-                powa.version, plan.powa.version
-            ),
-            &[Step::sql(
-                "ALTER EXTENSION powa UPDATE;   -- where it is older, with the newer package installed",
-            )],
-        );
-        return Ok(Vec::new());
-    }
-    findings.good(&format!("PoWA {} in schema {}", powa.version, quote_identifier(&powa.schema)));
 
     check_schemas(client, &user, findings).await?;
     let role = client.query_one(include_str!("../../sql/check/server_role.sql"), &[]).await?;
@@ -122,13 +137,20 @@ async fn look(
     let mut absent = BTreeSet::new();
     for datasource in plan.datasources.iter() {
         let name = &datasource.name;
-        let probes = match reading::probes(plan, datasource, &powa.schema, &extensions) {
+        let probes = match reading::probes(plan, datasource, &functions, &extensions) {
             Ok(probes) => probes,
-            Err(reason) => {
-                if absent.insert(name.clone()) {
-                    let create = Step::sql(format!("CREATE EXTENSION {};", quote_identifier(name)));
-                    findings.problem(&reason, &[create]);
-                    findings.note_unseen();
+            Err(lack) => {
+                if !absent.insert(name.clone()) {
+                    continue;
+                }
+                match &lack {
+                    _ if lack.is_allowed(&functions) => findings.note(&format!("{name}: {lack}: left out")),
+                    Lack::Extension(extension) => {
+                        let create = Step::sql(format!("CREATE EXTENSION {};", quote_identifier(extension)));
+                        findings.problem(&lack.to_string(), &[create]);
+                        findings.note_unseen();
+                    }
+                    Lack::Other(reason) => findings.problem(reason, &[]),
                 }
                 continue;
             }
@@ -141,6 +163,10 @@ async fn look(
                 Err(error) if error.code() == Some(&SqlState::SYNTAX_ERROR) => {}
                 Err(error) => problem = Some(error),
             }
+            if problem.is_some() {
+                // It may have begun a transaction.
+                client.batch_execute("ROLLBACK").await?;
+            }
         }
         let Some(error) = problem else {
             findings.good(&format!("{name}: {}", datasource.function));
@@ -152,11 +178,15 @@ async fn look(
             if let Some(function) = message.strip_prefix("permission denied for function ") {
                 let function = in_own_schema(function, name, &extensions);
                 vec![Step::sql(format!("GRANT EXECUTE ON FUNCTION {function}() TO {user};"))]
-            } else if message.starts_with("permission denied for table powa_") {
-                let tables = "GRANT SELECT ON {powa}.powa_databases, {powa}.powa_statements TO ";
-                vec![Step::sql(format!("{}{user};", in_schema(tables, &powa.schema)))]
             } else {
-                vec![Step::sql(format!("GRANT pg_monitor TO {user};"))]
+                let grant = match &functions {
+                    Functions::Own(schema) if message.starts_with("permission denied for table powa_") => {
+                        let tables = "GRANT SELECT ON {powa}.powa_databases, {powa}.powa_statements TO ";
+                        format!("{}{user};", in_schema(tables, schema))
+                    }
+                    _ => format!("GRANT pg_monitor TO {user};"),
+                };
+                vec![Step::sql(grant)]
             }
         } else if message.contains("shared_preload_libraries") {
             vec![Step::remark(format!("add {name} to shared_preload_libraries and restart the server"))]
@@ -168,7 +198,8 @@ async fn look(
     if plan.db_modules.is_empty() && plan.catalogs.is_empty() {
         return Ok(Vec::new());
     }
-    let closed: Vec<String> = role.get("closed");
+    let mut closed: Vec<String> = role.get("closed");
+    closed.retain(|name| !excluded.contains(name));
     for name in &closed {
         findings.problem(
             &format!("the role may not connect to database {name}"),
@@ -177,7 +208,7 @@ async fn look(
     }
     let databases = client.query(fetch::DATABASES, &[]).await?;
     let names = databases.iter().map(|row| row.get("datname"));
-    Ok(names.filter(|name| !closed.contains(name)).collect())
+    Ok(names.filter(|name| !closed.contains(name) && !excluded.contains(name)).collect())
 }
 
 /// A function, qualified as it most likely is: in the schema of the extension that it belongs to.

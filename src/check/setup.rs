@@ -17,6 +17,8 @@ const BROUGHT_BY_POWA: [&str; 2] = ["powa", "pg_stat_statements"];
 pub struct Setup<'a> {
     pub role: &'a str,
     pub database: &'a str,
+    /// Whether the server must have PoWA. With PoWA 5 in the repository it need not.
+    pub needs_powa: bool,
     /// What is to be read there.
     pub extensions: &'a [String],
 }
@@ -66,10 +68,9 @@ impl Setup<'_> {
             return Some(script);
         };
         script.push_str(&connect);
-        script.push_str(
-            "-- shared_preload_libraries must have powa and those of the following that are libraries\n",
-        );
-        push_line(&mut script, "CREATE EXTENSION IF NOT EXISTS powa CASCADE;");
+        script.push_str("-- shared_preload_libraries must have those of the following that are libraries\n");
+        let base = if self.needs_powa { "powa CASCADE" } else { "pg_stat_statements" };
+        push_line(&mut script, &format!("CREATE EXTENSION IF NOT EXISTS {base};"));
         for name in self.extensions.iter().filter(|name| !BROUGHT_BY_POWA.contains(&name.as_str())) {
             push_line(&mut script, &format!("CREATE EXTENSION IF NOT EXISTS {};", quote_identifier(name)));
         }
@@ -121,7 +122,7 @@ mod tests {
     use super::*;
 
     fn setup<'a>(database: &'a str, extensions: &'a [String]) -> Setup<'a> {
-        Setup { role: "po'wa\n\\!", database, extensions }
+        Setup { role: "po'wa\n\\!", database, needs_powa: true, extensions }
     }
 
     #[test]

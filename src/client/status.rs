@@ -41,7 +41,10 @@ fn row(detail: &Detail, now: Timestamp) -> [String; 10] {
     [
         detail.srvid.to_string(),
         one_line(name),
-        one_line(&detail.state),
+        match detail.report.way.borrowed {
+            Some(_) => format!("{}, without PoWA", one_line(&detail.state)),
+            None => one_line(&detail.state),
+        },
         of_last(&|last| ago(last.time)),
         of_last(&|last| format!("{:.1} s", last.seconds())),
         of_last(&|last| last.rows.to_string()),
@@ -90,7 +93,7 @@ mod tests {
     use unicode_width::UnicodeWidthStr;
 
     use super::*;
-    use crate::report::{LastError, LastSnapshot, Report, Waiting};
+    use crate::report::{LastError, LastSnapshot, Report, Waiting, Way};
     use crate::worker::State;
 
     fn at(second: i64) -> Timestamp {
@@ -118,6 +121,7 @@ mod tests {
                 }),
                 next_due: Some(at(1_300)),
                 last_error: Some(LastError { time: at(900), message: "is over".to_owned() }),
+                way: Way::default(),
             },
             backlog: Waiting::default(),
         };

@@ -29,7 +29,7 @@ use crate::postgres::secret::Secret;
 const ENVIRONMENT_PREFIX: &str = "POWA_COLLECTOR";
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 26] = [
+pub const KEYS: [&str; 27] = [
     "repository.dsn",
     "repository.password_command",
     "repository.max_connections",
@@ -46,6 +46,7 @@ pub const KEYS: [&str; 26] = [
     "fetch.database_connections",
     "fetch.connects_at_once",
     "fetch.at_once",
+    "fetch.excluded_databases",
     "spool.memory_limit",
     "spool.directory",
     "spool.max_bytes",
@@ -97,14 +98,14 @@ pub struct Settings {
     pub connects_at_once: usize,
     /// Servers that are being read, or were and wait for the repository, at once.
     pub fetches_at_once: usize,
+    /// Databases of servers that are never connected to.
+    pub excluded_databases: Vec<String>,
     /// Bytes of one snapshot that are kept in memory; more goes to a file.
     pub spool_memory_limit: usize,
     /// Where snapshots are kept until they are stored.
     pub spool_directory: PathBuf,
     /// Bytes of all snapshots that wait for the repository; beyond, old ones are dropped.
     pub spool_max_bytes: u64,
-    /// Whether `http.listen` is set.
-    pub serves_pages: bool,
     pub timeouts: Timeouts,
 }
 
@@ -113,7 +114,7 @@ impl Settings {
     /// the listener, connections that are being made, fetches with their files and databases, and pages.
     pub fn descriptors_in_reserve(&self) -> usize {
         let fetch = 1 + self.database_connections;
-        let pages = if self.serves_pages { 1 + http::CONNECTIONS } else { 0 };
+        let pages = 1 + http::CONNECTIONS;
         2 * self.max_connections + 3 + pages + self.connects_at_once + self.fetches_at_once * fetch
     }
 }
@@ -212,6 +213,7 @@ struct RawFetch {
     database_connections: Option<u64>,
     connects_at_once: Option<u64>,
     at_once: Option<u64>,
+    excluded_databases: Option<Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -424,10 +426,11 @@ fn validate(raw: Raw, place: &str, file: Option<PathBuf>) -> Result<Configuratio
             )?,
             connects_at_once: size("fetch.connects_at_once", raw.fetch.connects_at_once, 16, 1, 1000)?,
             fetches_at_once: size("fetch.at_once", raw.fetch.at_once, 6, 1, 1000)?,
+            excluded_databases: excluded_databases(raw.fetch.excluded_databases.as_ref())
+                .map_err(|reason| wrong("fetch.excluded_databases", reason))?,
             spool_memory_limit: size("spool.memory_limit", raw.spool.memory_limit, 2 << 20, 0, 1 << 30)?,
             spool_directory: raw.spool.directory.unwrap_or_else(state_directory),
             spool_max_bytes: raw.spool.max_bytes.unwrap_or(256 << 20),
-            serves_pages: http_listen.is_some(),
             timeouts: Timeouts {
                 connect,
                 password_command,
@@ -485,6 +488,25 @@ fn address(text: Option<&str>) -> Result<Option<SocketAddr>, String> {
         })
     };
     text.map(parse).transpose()
+}
+
+/// Databases of managed services that are the provider's own: nobody else may connect to them, or has anything there.
+const OF_PROVIDERS: [&str; 6] =
+    ["rdsadmin", "cloudsqladmin", "alloydbadmin", "alloydbmetadata", "azure_maintenance", "azure_sys"];
+
+/// A list of names, or names with commas between them.
+fn excluded_databases(given: Option<&Value>) -> Result<Vec<String>, String> {
+    let wrong = || "neither a list of names nor names with commas between them".to_owned();
+    match given {
+        None | Some(Value::Null) => Ok(OF_PROVIDERS.map(str::to_owned).to_vec()),
+        Some(Value::String(names)) => {
+            Ok(names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
+        }
+        Some(Value::Array(names)) => {
+            names.iter().map(|name| name.as_str().map(str::to_owned).ok_or_else(wrong)).collect()
+        }
+        Some(_) => Err(wrong()),
+    }
 }
 
 /// Where files are made that nobody looks for later. `/tmp` may be memory; these are there to save memory.
@@ -571,6 +593,7 @@ pub fn differences(old: &Configuration, new: &Configuration) -> Vec<String> {
         changed("fetch.database_connections", &was.database_connections, &is.database_connections),
         changed("fetch.connects_at_once", &was.connects_at_once, &is.connects_at_once),
         changed("fetch.at_once", &was.fetches_at_once, &is.fetches_at_once),
+        changed("fetch.excluded_databases", &was.excluded_databases, &is.excluded_databases),
         changed("spool.memory_limit", &was.spool_memory_limit, &is.spool_memory_limit),
         changed("spool.directory", &was.spool_directory, &is.spool_directory),
         changed("spool.max_bytes", &was.spool_max_bytes, &is.spool_max_bytes),
@@ -657,7 +680,8 @@ mod tests {
     #[test]
     fn every_key_can_be_set_and_a_wrong_type_is_named_with_its_line() {
         // What may be of several types is looked at later, without the line.
-        for key in KEYS.into_iter().filter(|key| *key != "repository.password_command") {
+        let of_several = ["repository.password_command", "fetch.excluded_databases"];
+        for key in KEYS.into_iter().filter(|key| !of_several.contains(key)) {
             let wrong = if key.starts_with("servers.") { "1" } else { "[]" };
             let text = match key.split_once('.') {
                 Some((section, name)) => format!("{{\n\"{section}\": {{\n\"{name}\": {wrong}}}}}"),
@@ -769,6 +793,24 @@ mod tests {
             let message = listen(&format!("{wrong:?}")).unwrap_err();
             assert!(message.starts_with("f.conf: key http.listen: "), "{message}");
             assert!(message.contains(&format!("{wrong:?} is not an IP address and a port")), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_databases_of_providers_are_left_out_unless_others_are() {
+        let excluded = |value: &str| {
+            let text =
+                format!(r#"{{"repository": {{"dsn": ""}}, "fetch": {{"excluded_databases": {value}}}}}"#);
+            let loaded = from_file(&text).map_err(|error| error.to_string());
+            loaded.map(|loaded| loaded.configuration.settings.excluded_databases.join("|"))
+        };
+        assert_eq!(excluded("null").unwrap(), OF_PROVIDERS.join("|"));
+        assert_eq!(excluded("[]").unwrap(), "");
+        assert_eq!(excluded(r#"["a, b", "c"]"#).unwrap(), "a, b|c");
+        assert_eq!(excluded(r#""a, b,""#).unwrap(), "a|b");
+        for wrong in ["1", "[1]", "{}"] {
+            let message = excluded(wrong).unwrap_err();
+            assert!(message.starts_with("f.conf: key fetch.excluded_databases: neither a list"), "{message}");
         }
     }
 

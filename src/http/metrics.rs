@@ -318,6 +318,7 @@ mod tests {
                 last_snapshot: Some(last),
                 next_due: Some(Timestamp::from_second(1_300).unwrap()),
                 last_error: None,
+                ..Report::default()
             },
             backlog: Waiting { snapshots: 2, bytes: 99 },
         };

@@ -18,3 +18,4 @@ pub mod session;
 pub mod socket;
 pub mod text;
 pub mod tls;
+pub mod tokens;

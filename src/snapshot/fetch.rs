@@ -6,17 +6,19 @@
 //!
 //! What describes single databases is read after that, over a connection to each, a few side by side.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, future, stream};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
-use tokio_postgres::{SimpleQueryMessage, Statement};
+use tokio_postgres::{CopyOutStream, SimpleQueryMessage, SimpleQueryRow, SimpleQueryStream, Statement};
 use tokio_util::sync::CancellationToken;
 
+use super::borrowed;
 use super::plan::{Plan, Refresh};
-use super::reading::{self, Database, Reading};
+use super::reading::{self, Database, Functions, Reading, Rows};
 use super::spool::{Spool, SpoolError};
 use super::{BACK, SAVEPOINT};
 use crate::config::{Settings, Timeouts};
@@ -64,6 +66,9 @@ pub enum FetchError {
          both must be of the same major.minor version"
     )]
     Version { repository: PowaVersion, remote: PowaVersion },
+    /// What a cursor gives is text; other bytes only `COPY` can hand out.
+    #[error("rows have bytes that are no UTF-8 text, which can only be read with PoWA on the server")]
+    NotText,
     #[error(transparent)]
     Spool(#[from] SpoolError),
     #[error(transparent)]
@@ -152,6 +157,15 @@ impl Remote {
     }
 }
 
+/// What was read, and how.
+pub struct Fetch {
+    pub spool: Spool,
+    /// What was left out because the server does not have it, where nobody said that it should.
+    pub skipped: Vec<String>,
+    /// By the repository's definitions: why not by the server's own.
+    pub borrowed: Option<String>,
+}
+
 /// Reads a snapshot into `spool`: everything that `plan` names, catalogs that are due or that `refresh` asks for.
 ///
 /// # Errors
@@ -163,12 +177,12 @@ pub async fn fetch(
     settings: &Settings,
     spool: Spool,
     stop: &CancellationToken,
-) -> Result<Spool, FetchError> {
+) -> Result<Fetch, FetchError> {
     let spool = Mutex::new(spool);
     spool.lock().await.errors.extend(plan.errors.iter().cloned());
     let deadline = settings.timeouts.fetch;
     let reading = read_server(remote, plan, settings, &spool);
-    let (time, databases) = match until(deadline, stop, reading).await {
+    let Whole { time, databases, skipped, borrowed } = match until(deadline, stop, reading).await {
         Err(error) if error.leaves_work_behind() => {
             remote.session.cancel(settings.timeouts.close).await;
             return Err(error);
@@ -179,16 +193,25 @@ pub async fn fetch(
     let mut spool = spool.into_inner();
     spool.finish().await?;
     spool.time = time;
-    Ok(spool)
+    Ok(Fetch { spool, skipped, borrowed })
 }
 
-/// Reads what describes the whole server. Gives the snapshot's time, as the server says it, and its databases.
+/// What is known of a server once what describes it as a whole is read.
+struct Whole {
+    /// The snapshot's, as the server says it.
+    time: String,
+    databases: Vec<Database>,
+    skipped: Vec<String>,
+    borrowed: Option<String>,
+}
+
+/// Reads what describes the whole server.
 async fn read_server(
     remote: &mut Remote,
     plan: &Plan,
     settings: &Settings,
     spool: &Mutex<Spool>,
-) -> Result<(String, Vec<Database>), FetchError> {
+) -> Result<Whole, FetchError> {
     let reads_databases = !plan.db_modules.is_empty() || !plan.catalogs.is_empty();
     let mut prepared = remote.prepare(&[extension::INSTALLED, DATABASES]).await.into_iter();
     let (Some(installed), Some(list)) = (prepared.next().transpose()?, prepared.next().transpose()?) else {
@@ -204,27 +227,137 @@ async fn read_server(
         // It was created or upgraded since: the session's settings are those for another version.
         remote.reopen(settings.timeouts.connect).await?;
     }
-    let powa = powa.ok_or_else(|| FetchError::NoPowa { database: remote.database() })?;
-    if !powa.version.is_compatible(&plan.powa.version) {
-        return Err(FetchError::Version { repository: plan.powa.version.clone(), remote: powa.version });
-    }
+    let functions = match (&powa, &plan.borrowed) {
+        (Some(powa), _) if powa.version.is_compatible(&plan.powa.version) => Functions::Own(&powa.schema),
+        (_, Some(blocks)) => Functions::Borrowed(blocks),
+        (Some(powa), None) => {
+            let (repository, remote) = (plan.powa.version.clone(), powa.version.clone());
+            return Err(FetchError::Version { repository, remote });
+        }
+        (None, None) => return Err(FetchError::NoPowa { database: remote.database() }),
+    };
 
     let mut wanted = Vec::new();
+    let mut skipped = Vec::new();
     for datasource in plan.datasources.iter() {
-        match reading::of_server(plan, datasource, &powa.schema, &extensions) {
+        let name = &datasource.name;
+        match reading::of_server(plan, datasource, &functions, &extensions) {
             Ok(reading) => wanted.push(reading),
-            Err(reason) => spool.lock().await.errors.push(format!("{}: {reason}", datasource.name)),
+            Err(lack) if lack.is_allowed(&functions) => skipped.push(format!("{name} is left out: {lack}")),
+            Err(lack) => spool.lock().await.errors.push(format!("{name}: {lack}")),
         }
     }
     let prepared = remote.prepare(&copies(&wanted)).await;
     let time = read(&remote.session, &wanted, prepared, settings.timeouts, spool).await?;
+    let databases = databases.iter().map(|row| Database { oid: row.get("oid"), name: row.get("datname") });
     let databases =
-        databases.iter().map(|row| Database { oid: row.get("oid"), name: row.get("datname") }).collect();
-    Ok((time, databases))
+        databases.filter(|database| !settings.excluded_databases.contains(&database.name)).collect();
+    let borrowed = match (functions, &powa) {
+        (Functions::Own(_), _) => None,
+        (Functions::Borrowed(_), None) => Some("the server has no PoWA".to_owned()),
+        (Functions::Borrowed(_), Some(powa)) => Some(format!("the server's PoWA is {}", powa.version)),
+    };
+    Ok(Whole { time, databases, skipped, borrowed })
 }
 
+/// What is to be prepared.
 fn copies(readings: &[Reading]) -> Vec<&str> {
-    readings.iter().map(|reading| reading.copy.as_str()).collect()
+    let copies = readings.iter().filter_map(|reading| match &reading.rows {
+        Rows::Copy(copy) => Some(copy.as_str()),
+        Rows::Block { .. } => None,
+    });
+    copies.collect()
+}
+
+/// An answer that was asked for.
+type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, tokio_postgres::Error>> + Send + 'a>>;
+
+/// The rows of one datasource, asked for.
+enum Asked<'a> {
+    Copy(Pending<'a, CopyOutStream>),
+    Cursors { opened: Pending<'a, ()>, rows: Vec<Pending<'a, SimpleQueryStream>>, prefix: &'a str },
+}
+
+impl<'a> Asked<'a> {
+    fn of(session: &'a Session, rows: &'a Rows, statement: Option<&'a Statement>) -> Self {
+        let client = &session.client;
+        match (rows, statement) {
+            (Rows::Block { block, prefix }, _) => {
+                let opened = start(client.batch_execute(block));
+                let fetch = |cursor| {
+                    let fetch = borrowed::fetch(cursor, "ALL");
+                    start(async move { client.simple_query_raw(&fetch).await })
+                };
+                Self::Cursors { opened, rows: (1..=borrowed::CURSORS).map(fetch).collect(), prefix }
+            }
+            (Rows::Copy(_), Some(statement)) => Self::Copy(start(client.copy_out(statement))),
+            (Rows::Copy(copy), None) => Self::Copy(start(client.copy_out(copy.as_str()))),
+        }
+    }
+
+    /// Brings them to the spool.
+    async fn drain(
+        self,
+        is_sql_ascii: bool,
+        spool: &Mutex<Spool>,
+        section: super::spool::SectionId,
+    ) -> Result<(), FetchError> {
+        match self {
+            Self::Copy(rows) => {
+                let rows = rows.await?.map_err(FetchError::from);
+                drain(rows, is_sql_ascii, spool, section).await
+            }
+            Self::Cursors { opened, rows, prefix } => {
+                opened.await?;
+                for rows in rows {
+                    let lines = rows.await?.map_err(FetchError::from).try_filter_map(|message| {
+                        future::ready(match message {
+                            SimpleQueryMessage::Row(row) => line(prefix, &row).map(Some),
+                            _ => Ok(None),
+                        })
+                    });
+                    drain(lines, false, spool, section).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A row as `COPY` writes it, behind other columns.
+fn line(prefix: &str, row: &SimpleQueryRow) -> Result<Bytes, FetchError> {
+    let mut line = Vec::with_capacity(256);
+    line.extend_from_slice(prefix.as_bytes());
+    for column in 0..row.len() {
+        line.push(b'\t');
+        push_value(&mut line, row.try_get(column).map_err(|_| FetchError::NotText)?);
+    }
+    line.push(b'\n');
+    Ok(line.into())
+}
+
+/// A value as `COPY` writes it in text format.
+fn push_value(line: &mut Vec<u8>, value: Option<&str>) {
+    let Some(value) = value else {
+        line.extend_from_slice(b"\\N");
+        return;
+    };
+    for byte in value.bytes() {
+        let letter = match byte {
+            b'\\' => b'\\',
+            b'\t' => b't',
+            b'\n' => b'n',
+            b'\r' => b'r',
+            0x08 => b'b',
+            0x0c => b'f',
+            0x0b => b'v',
+            _ => {
+                line.push(byte);
+                continue;
+            }
+        };
+        line.extend_from_slice(&[b'\\', letter]);
+    }
 }
 
 /// Reads in one transaction and one round trip. Gives the transaction's time. `prepared`: what became of the
@@ -237,7 +370,12 @@ async fn read(
     spool: &Mutex<Spool>,
 ) -> Result<String, FetchError> {
     let mut wanted = Vec::with_capacity(readings.len());
-    for (reading, prepared) in readings.iter().zip(prepared) {
+    let mut prepared = prepared.into_iter();
+    for reading in readings {
+        let prepared = match &reading.rows {
+            Rows::Copy(_) => prepared.next().transpose(),
+            Rows::Block { .. } => Ok(None),
+        };
         match prepared {
             Ok(statement) => wanted.push((reading, statement)),
             Err(error) => {
@@ -253,7 +391,7 @@ async fn read(
     let begin = start(client.simple_query(&begin));
     let mut pending = Vec::with_capacity(wanted.len());
     for (reading, statement) in &wanted {
-        let copy = start(client.copy_out(statement));
+        let rows = Asked::of(session, &reading.rows, statement.as_ref());
         let back = start(client.batch_execute(BACK));
         // A cleanup may change something: what it did must stay, and if it fails the transaction must go on.
         // A second savepoint of the same name does that: it is made only when the cleanup succeeded, and the
@@ -266,7 +404,7 @@ async fn read(
             )),
             _ => None,
         };
-        pending.push((reading, copy, back, cleanup));
+        pending.push((reading, rows, back, cleanup));
     }
     let commit = start(client.batch_execute("COMMIT"));
 
@@ -281,24 +419,20 @@ async fn read(
         return Err(FetchError::OtherRole { is_standby, is_read_only });
     }
     let time = said(0).to_owned();
-    for (reading, copy, back, cleanup) in pending {
+    for (reading, rows, back, cleanup) in pending {
         let section = spool.lock().await.begin(reading.target.clone());
         // The server itself ends a statement that takes too long. What does not come then either does not come at all.
         let deadline = timeouts.datasource + timeouts.close;
-        let draining = async {
-            match copy.await {
-                Ok(rows) => drain(rows, session.facts.is_sql_ascii, spool, section).await,
-                Err(error) => Err(error.into()),
-            }
-        };
+        let draining = rows.drain(session.facts.is_sql_ascii, spool, section);
         let outcome = timeout(deadline, draining)
             .await
             .map_err(|_| FetchError::DatasourceDeadline { what: reading.name.clone(), deadline })?;
         if let Err(error) = outcome {
-            let FetchError::Connection(error) = error else {
-                return Err(error);
+            let reason = match error {
+                FetchError::Connection(error) => refusal(error)?,
+                FetchError::NotText => error.to_string(),
+                error => return Err(error),
             };
-            let reason = refusal(error)?;
             let mut spool = spool.lock().await;
             spool.discard(section);
             spool.errors.push(format!("{}: {reason}", reading.name));
@@ -323,7 +457,7 @@ async fn read(
 
 /// Brings the rows of one datasource to the spool.
 async fn drain(
-    rows: impl Stream<Item = Result<Bytes, tokio_postgres::Error>>,
+    rows: impl Stream<Item = Result<Bytes, FetchError>>,
     is_sql_ascii: bool,
     spool: &Mutex<Spool>,
     section: super::spool::SectionId,
@@ -438,5 +572,19 @@ async fn until<T>(
         None => Err(FetchError::Stopped),
         Some(Err(_)) => Err(FetchError::Deadline(deadline)),
         Some(Ok(read)) => read,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_written_as_copy_writes_them() {
+        let mut line = Vec::new();
+        push_value(&mut line, None);
+        push_value(&mut line, Some("a\\N\tb\nc\rd\u{8}\u{b}\u{c}é\u{1}"));
+        push_value(&mut line, Some(""));
+        assert_eq!(String::from_utf8(line).unwrap(), "\\Na\\\\N\\tb\\nc\\rd\\b\\v\\fé\u{1}");
     }
 }

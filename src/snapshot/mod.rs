@@ -1,6 +1,7 @@
 //! One snapshot of one server, in the order in which its data travels: plan, fetch, spool, backlog, store.
 
 pub mod backlog;
+pub mod borrowed;
 pub mod fetch;
 pub mod file;
 pub mod folders;
@@ -21,9 +22,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::backlog::{Backlog, Ticket};
-use self::fetch::{FetchError, Remote};
+use self::fetch::{Fetch, FetchError, Remote};
 use self::file::{Damage, Index};
-use self::plan::{Plan, PlanError, Refresh};
+use self::plan::{Facts, Plan, PlanError, Refresh};
 use self::spool::{Spool, SpoolError};
 use self::store::StoreError;
 use self::turns::{Due, Turn, Turns};
@@ -68,8 +69,10 @@ pub struct Fetched {
     repository: String,
     /// Its place in the backlog. None: the disk did not take it.
     pub ticket: Option<Ticket>,
-    /// What the repository has no query for.
+    /// What the repository has no query for, and what a server without PoWA lacks.
     pub skipped: Vec<String>,
+    /// It was read by the repository's definitions: why.
+    pub borrowed: Option<String>,
     /// Others may read when this one has come to its store.
     turn: Option<Turn>,
     fetch: Duration,
@@ -181,10 +184,11 @@ impl Subject<'_> {
             Some(turn) => Some(turn),
         };
         let version = remote.session.facts.version_num;
+        let facts = Facts::of(remote);
         let mut away = None;
         let plan = match known.as_ref().filter(|plan| is_away && plan.version_num == version) {
             Some(plan) => plan.clone(),
-            None => match stop.run_until_cancelled(self.plan(version)).await {
+            None => match stop.run_until_cancelled(self.plan(&facts)).await {
                 None => return Err(SnapshotError::Stopped),
                 Some(Ok(plan)) => {
                     *known = Some(plan.without_catalogs());
@@ -200,7 +204,7 @@ impl Subject<'_> {
             },
         };
         let fetch_began = Instant::now();
-        let mut spool = {
+        let Fetch { mut spool, skipped, borrowed } = {
             // On the heap, like what follows: who waits for its turn does not need the room yet.
             let mut fetching =
                 Box::pin(fetch::fetch(remote, &plan, refresh, self.settings, self.spool(), stop));
@@ -217,8 +221,9 @@ impl Subject<'_> {
         if ticket.is_some() {
             tracing::debug!("fetched: the snapshot of {}", spool.time);
         }
-        let Plan { powa, repository, skipped, .. } = plan;
-        Ok(Fetched { spool, powa, repository, ticket, skipped, turn, fetch, away })
+        let Plan { powa, repository, skipped: mut left_out, .. } = plan;
+        left_out.extend(skipped);
+        Ok(Fetched { spool, powa, repository, ticket, skipped: left_out, borrowed, turn, fetch, away })
     }
 
     /// An empty spool, on the backlog's disk.
@@ -274,6 +279,7 @@ impl Subject<'_> {
             spool,
             ticket: Some(ticket),
             skipped: Vec::new(),
+            borrowed: None,
             turn: None,
             fetch: Duration::ZERO,
             away: None,
@@ -347,8 +353,8 @@ impl Subject<'_> {
     ///
     /// # Errors
     /// When the repository cannot be asked.
-    pub async fn plan(&self, server_version_num: i32) -> Result<Plan, SnapshotError> {
-        self.ask(async |client, about| plan::plan(client, about, self.server, server_version_num).await).await
+    pub async fn plan(&self, facts: &Facts) -> Result<Plan, SnapshotError> {
+        self.ask(async |client, about| plan::plan(client, about, self.server, facts).await).await
     }
 
     /// How long ago the last snapshot began: `Some(None)` when there was none, `None` when the server has no

@@ -7,7 +7,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::About;
-use crate::postgres::extension::{self, Extension, Powa, Table, in_schema};
+use super::borrowed::{self, Definition};
+use super::fetch::Remote;
+use crate::postgres::extension::{self, Extension, Powa, PowaVersion, Table, in_schema};
 use crate::postgres::repository::Object;
 use crate::postgres::text::causes;
 use crate::server::ServerId;
@@ -31,7 +33,13 @@ pub struct Plan {
     pub errors: Vec<String>,
     /// What is left out because the repository has no query for it, which may be as it should be.
     pub skipped: Vec<String>,
+    /// How datasources are read on a server whose PoWA is another one, or that has none. `None`: that was not asked for, or
+    /// the repository's PoWA does not allow it.
+    pub borrowed: Option<Blocks>,
 }
+
+/// By the function that is a datasource's own: the statement that takes its place, or why there is none.
+pub type Blocks = Arc<HashMap<String, Result<String, String>>>;
 
 /// A set of rows that describes the whole server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,16 +139,26 @@ pub enum PlanError {
     Unsupported(extension::PowaVersion),
 }
 
-/// Asks the repository what is due for a server of the given `server_version_num`.
+/// What is to be known of a server for its plan.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub version_num: i32,
+    pub powa: Option<PowaVersion>,
+}
+
+impl Facts {
+    pub fn of(remote: &Remote) -> Self {
+        let facts = &remote.session.facts;
+        Self { version_num: facts.version_num, powa: facts.powa.as_ref().map(|powa| powa.version.clone()) }
+    }
+}
+
+/// Asks the repository what is due for a server.
 ///
 /// # Errors
 /// When the repository cannot be asked.
-pub async fn plan(
-    client: &Object,
-    about: About,
-    server: ServerId,
-    server_version_num: i32,
-) -> Result<Plan, PlanError> {
+pub async fn plan(client: &Object, about: About, server: ServerId, facts: &Facts) -> Result<Plan, PlanError> {
+    let server_version_num = facts.version_num;
     let About { powa, extensions, repository } = about;
     let mut plan = Plan {
         server,
@@ -150,6 +168,7 @@ pub async fn plan(
         catalogs: Vec::new(),
         errors: Vec::new(),
         skipped: Vec::new(),
+        borrowed: None,
         powa,
         repository,
     };
@@ -177,8 +196,22 @@ pub async fn plan(
     plan.add_datasources(&datasources, &extensions);
     plan.add_db_modules(&db_modules);
     plan.add_catalogs(&catalogs);
+    let has_its_own = facts.powa.as_ref().is_some_and(|powa| powa.is_compatible(&plan.powa.version));
+    if !has_its_own {
+        plan.borrowed = Some(plan.blocks(client).await?);
+    }
     Ok(plan)
 }
+
+/// The blocks of one repository, for all servers that are read by them.
+struct Known {
+    repository: String,
+    /// Of its PoWA.
+    version: String,
+    blocks: Weak<HashMap<String, Result<String, String>>>,
+}
+
+static BLOCKS: Mutex<Vec<Known>> = Mutex::new(Vec::new());
 
 /// The repository's PoWA, if it can be collected for.
 ///
@@ -193,6 +226,50 @@ pub fn repository_powa(extensions: &HashMap<String, Extension>) -> Result<Powa, 
 }
 
 impl Plan {
+    /// How its datasources are read elsewhere.
+    async fn blocks(&self, client: &Object) -> Result<Blocks, PlanError> {
+        let own = self.datasources.iter().filter(|datasource| !datasource.is_external);
+        let functions: Vec<&str> = own.map(|datasource| datasource.function.as_str()).collect();
+        let (repository, version) = (&self.repository, self.powa.version.to_string());
+        let known = {
+            let mut all = BLOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|known| known.blocks.strong_count() > 0);
+            let known = all.iter().find(|known| known.repository == *repository && known.version == version);
+            known.and_then(|known| known.blocks.upgrade())
+        };
+        if let Some(blocks) = known.filter(|known| functions.iter().all(|name| known.contains_key(*name))) {
+            return Ok(blocks);
+        }
+        let statement = client.prepare_cached(include_str!("../../sql/repository/definitions.sql")).await?;
+        let rows = client.query(&statement, &[&self.powa.schema, &functions]).await?;
+        let mut blocks = HashMap::new();
+        for row in &rows {
+            let definition = Definition {
+                name: row.get("name"),
+                language: row.get("language"),
+                parameter: row.get::<_, Option<String>>("parameter").unwrap_or_default(),
+                body: row.get("body"),
+            };
+            let block = borrowed::block(&definition, &self.powa.schema);
+            let block = block.map_err(|refusal| {
+                format!(
+                    "the repository's definition of {} cannot be run on a server without PoWA {version}: {refusal}",
+                    definition.name
+                )
+            });
+            blocks.insert(definition.name, block);
+        }
+        for name in functions {
+            let missing = || Err(format!("the repository has no function {name}(integer)"));
+            blocks.entry(name.to_owned()).or_insert_with(missing);
+        }
+        let blocks = Arc::new(blocks);
+        let mut all = BLOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+        let repository = repository.clone();
+        all.push(Known { repository, version, blocks: Arc::downgrade(&blocks) });
+        Ok(blocks)
+    }
+
     /// What can be read by this plan later, when the repository cannot be asked: which catalogs are due it alone knows.
     pub fn without_catalogs(&self) -> Self {
         Self { catalogs: Vec::new(), ..self.clone() }

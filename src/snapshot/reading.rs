@@ -2,18 +2,63 @@
 
 use std::collections::HashMap;
 
-use super::plan::{Datasource, Plan, Refresh};
+use super::borrowed;
+use super::plan::{Blocks, Datasource, Plan, Refresh};
 use crate::postgres::extension::{Extension, Table, quote_identifier, quote_literal};
 
 /// What is to be read, in terms of one server.
 pub struct Reading {
     /// What it is called in errors.
     pub name: String,
-    /// The `COPY` that gives the rows.
-    pub copy: String,
+    pub rows: Rows,
     pub target: Table,
     /// What to run after it, or what the server lacks for that.
     pub cleanup: Option<Result<String, String>>,
+}
+
+/// What gives the rows.
+pub enum Rows {
+    /// A `COPY`.
+    Copy(String),
+    /// A block that opens cursors ([`borrowed`]), whose rows follow these columns, as `COPY` writes them.
+    Block { block: String, prefix: String },
+}
+
+/// Where the functions are that give the rows of datasources.
+pub enum Functions<'a> {
+    /// In the server's own PoWA, whose schema this is.
+    Own(&'a str),
+    /// In the repository's.
+    Borrowed(&'a Blocks),
+}
+
+/// Why a datasource is not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lack {
+    /// The server does not have the extension that it is about.
+    Extension(String),
+    Other(String),
+}
+
+/// The one extension that every server must have.
+const REQUIRED: &str = "pg_stat_statements";
+
+impl Lack {
+    /// Whether it may be as it should be that a server without PoWA lacks this.
+    pub fn is_allowed(&self, functions: &Functions<'_>) -> bool {
+        matches!((self, functions), (Self::Extension(name), Functions::Borrowed(_)) if name != REQUIRED)
+    }
+}
+
+impl std::fmt::Display for Lack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Extension(name) => {
+                write!(f, "the extension {name} is not installed on the monitored server")
+            }
+            Self::Other(reason) => f.write_str(reason),
+        }
+    }
 }
 
 /// A database of a monitored server.
@@ -29,36 +74,49 @@ pub struct Database {
 pub fn of_server(
     plan: &Plan,
     datasource: &Datasource,
-    powa_schema: &str,
+    functions: &Functions<'_>,
     extensions: &HashMap<String, Extension>,
-) -> Result<Reading, String> {
-    let function = function(datasource, powa_schema, extensions)?;
-    let copy = format!("COPY (SELECT {}, * FROM {function}(0)) TO STDOUT", plan.server);
+) -> Result<Reading, Lack> {
+    let rows = match source(datasource, functions, extensions)? {
+        Source::Function(function) => {
+            Rows::Copy(format!("COPY (SELECT {}, * FROM {function}(0)) TO STDOUT", plan.server))
+        }
+        Source::Block(block) => Rows::Block { block: block.to_owned(), prefix: plan.server.to_string() },
+    };
     let cleanup = datasource.cleanup.as_deref().map(|text| {
         if plan.powa.version.is_5() { with_extension_schemas(text, extensions) } else { Ok(text.to_owned()) }
     });
-    Ok(Reading { name: datasource.name.clone(), copy, target: datasource.target.clone(), cleanup })
+    Ok(Reading { name: datasource.name.clone(), rows, target: datasource.target.clone(), cleanup })
 }
 
-/// The function that gives a datasource's rows, as it is called on the server.
-fn function(
+/// What gives a datasource's rows on one server.
+enum Source<'a> {
+    /// As it is called there.
+    Function(String),
+    Block(&'a str),
+}
+
+fn source<'a>(
     datasource: &Datasource,
-    powa_schema: &str,
+    functions: &Functions<'a>,
     extensions: &HashMap<String, Extension>,
-) -> Result<String, String> {
+) -> Result<Source<'a>, Lack> {
     let home = match &datasource.extension {
-        Some(name) => Some(
-            extensions
-                .get(name)
-                .ok_or_else(|| format!("the extension {name} is not installed on the monitored server"))?,
-        ),
+        Some(name) => Some(extensions.get(name).ok_or_else(|| Lack::Extension(name.clone()))?),
         None => None,
     };
-    let schema = match home {
-        Some(home) if datasource.is_external => &home.schema,
-        _ => powa_schema,
+    let schema = match (home, functions) {
+        (Some(home), _) if datasource.is_external => &home.schema,
+        (_, Functions::Own(schema)) => *schema,
+        (_, Functions::Borrowed(blocks)) => {
+            let function = &datasource.function;
+            let unknown = || Err(format!("the repository's definition of {function} is not known"));
+            let block =
+                blocks.get(function).map_or_else(unknown, |block| block.as_deref().map_err(Clone::clone));
+            return block.map(Source::Block).map_err(Lack::Other);
+        }
     };
-    Ok(format!("{}.{}", quote_identifier(schema), quote_identifier(&datasource.function)))
+    Ok(Source::Function(format!("{}.{}", quote_identifier(schema), quote_identifier(&datasource.function))))
 }
 
 /// Statements that show whether a datasource can be read and cleaned up after, without keeping or changing
@@ -69,14 +127,21 @@ fn function(
 pub fn probes(
     plan: &Plan,
     datasource: &Datasource,
-    powa_schema: &str,
+    functions: &Functions<'_>,
     extensions: &HashMap<String, Extension>,
-) -> Result<Vec<String>, String> {
-    let function = function(datasource, powa_schema, extensions)?;
-    let reading = of_server(plan, datasource, powa_schema, extensions)?;
-    let mut probes = vec![format!("SELECT FROM {function}(0) LIMIT 1")];
+) -> Result<Vec<String>, Lack> {
+    let reading = of_server(plan, datasource, functions, extensions)?;
+    let mut probes = match source(datasource, functions, extensions)? {
+        Source::Function(function) => vec![format!("SELECT FROM {function}(0) LIMIT 1")],
+        // In one transaction, of which nothing is left.
+        Source::Block(block) => {
+            let fetches: String =
+                (1..=borrowed::CURSORS).map(|cursor| format!("{}; ", borrowed::fetch(cursor, "1"))).collect();
+            vec![format!("BEGIN; {block}; {fetches}ROLLBACK")]
+        }
+    };
     if let Some(cleanup) = reading.cleanup {
-        probes.push(format!("EXPLAIN {}", cleanup?));
+        probes.push(format!("EXPLAIN {}", cleanup.map_err(Lack::Other)?));
     }
     Ok(probes)
 }
@@ -130,7 +195,9 @@ pub fn of_database(plan: &Plan, refresh: Option<&Refresh>, time: &str, database:
         .map(|(module, target, query, prefix)| Reading {
             name: format!("database {name}: {module}"),
             // The query may end in a comment.
-            copy: format!("COPY (SELECT {prefix}, source.* FROM ({query}\n) AS source) TO STDOUT"),
+            rows: Rows::Copy(format!(
+                "COPY (SELECT {prefix}, source.* FROM ({query}\n) AS source) TO STDOUT"
+            )),
             target: target.clone(),
             cleanup: None,
         })

@@ -58,18 +58,34 @@ impl Scene {
 
     /// For what a test has made by itself. The period is set to one that does not come.
     pub async fn of(cluster: Cluster, repository_name: &str, server: Registration) -> Scene {
+        let monitored = cluster.client(&server.dbname).await;
+        Scene::watching(cluster, repository_name, server, monitored).await
+    }
+
+    /// The same with a server that is elsewhere, and a session with the database that is monitored there.
+    pub async fn watching(
+        cluster: Cluster,
+        repository_name: &str,
+        server: Registration,
+        monitored: Client,
+    ) -> Scene {
         let repository = cluster.client(repository_name).await;
-        let id = register_server(&repository, &server.clone().frequency(NEVER)).await;
+        let id = register_server(&repository, &server.frequency(NEVER)).await;
         let scene = Scene {
             powa: powa_schema(&repository).await,
-            monitored: cluster.client(&server.dbname).await,
+            monitored,
             repository_name: repository_name.to_owned(),
             repository,
             cluster,
             id,
         };
-        scene.rest_until_asked(id).await;
+        scene.rest().await;
         scene
+    }
+
+    /// Lets its last snapshot be long enough ago to ask for another one.
+    pub async fn rest(&self) {
+        self.rest_until_asked(self.id).await;
     }
 
     /// A repository and a database `monitored`, both in this cluster, with snapshots of so many marked rows. The

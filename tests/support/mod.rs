@@ -41,6 +41,7 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 /// Makes two tests of each `async fn name(powa: Powa)`: `powa4::name` and `powa5::name`. Once per file.
 ///
 /// A function may return a `Result`, and attributes (`#[ignore]`, doc comments) go to both tests.
+#[allow(unused_macros, reason = "not every test file is about both")]
 macro_rules! on_both_versions {
     ($(
         $(#[$attribute:meta])*

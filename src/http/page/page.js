@@ -82,7 +82,8 @@ function fill(shown, server) {
   shown.row.classList.toggle("ill", !server.well);
   set(shown.name, server.name);
   shown.name.title = `${server.server}, id ${server.srvid}, every ${server.frequency} s`;
-  set(shown.state, server.state);
+  set(shown.state, server.borrowed ? `${server.state}, without PoWA` : server.state);
+  shown.state.title = [server.borrowed, ...server.skipped].filter(Boolean).join("\n");
   const took = last && last.fetch_seconds + last.wait_seconds + last.store_seconds;
   set(shown.last, last ? `${span(secondsSince(last.time))} ago, took ${took.toFixed(1)} s` : "–");
   set(shown.lag, server.lag_seconds >= 1 ? span(server.lag_seconds) : "–");
