@@ -229,6 +229,26 @@ on_both_versions! {
         assert_eq!(site.rows().await.len(), 1);
     }
 
+    async fn a_server_is_tried_as_the_configuration_says(powa: Powa) {
+        let site = Site::start(powa).await;
+        // No server here has TLS.
+        let keys = json!({ "servers": { "by_name": { "main": { "sslmode": "require" } } } });
+        let (first, second) = (site.place(1), site.place(2));
+        let add = |place| ["add", place, "--username", "postgres", "--dbname", "monitored", "--no-password"];
+        let done = finish(site.builder(keys.clone(), &[&add(&first)[..], &["--alias", "main"]].concat())).await;
+        done.is(1);
+        assert!(done.err.contains("sslmode") && site.rows().await.is_empty(), "{}", done.err);
+        finish(site.builder(keys.clone(), &add(&first))).await.is(0);
+        // Another name can be another way to connect.
+        let name = ["set", &first, "--alias", "main"];
+        let done = finish(site.builder(keys.clone(), &name)).await;
+        done.is(1);
+        assert!(done.err.contains("sslmode") && site.rows().await[0]["alias"].is_null(), "{}", done.err);
+        finish(site.builder(keys, &add(&second))).await.is(0);
+        site.run(&name).await.is(0);
+        assert_eq!(site.rows().await[0]["alias"], "main");
+    }
+
     async fn nothing_is_left_of_one_that_is_killed_while_it_tries(powa: Powa) {
         let site = Site::start(powa).await;
         // Somebody who takes connections and says nothing.
