@@ -300,7 +300,10 @@ async fn neither_secrets_nor_statements_are_on_any_page() {
     collector.wait_for_log(fleet::LISTENING).await;
     let address = address(&mut collector, 0).await;
     let mut control = support::Control::connect(&cluster, "powa").await;
-    assert!(control.ask("FORCE_SNAPSHOT", "1").await.starts_with("FORCE_SNAPSHOT OK"));
+    wait_until("the first server has a worker", DEADLINE, async || {
+        control.ask("FORCE_SNAPSHOT", "1").await.starts_with("FORCE_SNAPSHOT OK")
+    })
+    .await;
     let failed = |status: &Value, at: usize| status["servers"][at]["last_error"]["message"].is_string();
     wait_until("both servers have an error", DEADLINE, async || {
         let status = get(&address, "/status").await.json();
