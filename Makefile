@@ -8,6 +8,7 @@ SHELL := /bin/bash
 NEXTEST_VERSION := 0.9.100
 DENY_VERSION := 0.20.2
 FUZZ_VERSION := 0.13.1
+CARGO_DEB_VERSION := 3.8.0
 
 .PHONY: help
 help: ## list the targets
@@ -50,6 +51,14 @@ lint: deny ## check format, clippy, dependencies
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo deny check bans licenses sources # .ci/run checks the advisories too, which takes the network
 
+.PHONY: deb
+deb: build cargo-deb ## make the Debian package: target/debian/powa-collector_VERSION_ARCHITECTURE.deb
+	packaging/build
+
+.PHONY: deb-test
+deb-test: deb ## install it into a clean Debian 12 and over the Python collector's package there (needs Docker)
+	packaging/test
+
 .PHONY: clean
 clean: ## remove all that was built, the PoWA 5 folder included
 	tests/support/postgresql clean
@@ -71,3 +80,8 @@ deny: prerequisites
 fuzzer: prerequisites
 	@command -v c++ >/dev/null || tests/support/postgresql fuzz
 	@cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz@$(FUZZ_VERSION)
+
+.PHONY: cargo-deb
+cargo-deb: prerequisites
+	@command -v dpkg-shlibdeps >/dev/null || tests/support/postgresql deb
+	@cargo deb --version >/dev/null 2>&1 || cargo install --locked cargo-deb@$(CARGO_DEB_VERSION)

@@ -97,6 +97,13 @@ pub enum Command {
         #[command(subcommand)]
         action: Action,
     },
+    /// Ask the collector on this machine over HTTP (http.listen) whether it is at work
+    ///
+    /// For the health check of a container. It says nothing of the servers: see status and check.
+    ///
+    /// Exit status: 0 when it is at work, 1 when it is not or does not answer, 2 when the configuration cannot be
+    /// used.
+    Health,
     /// Print a script that completes commands in a shell
     Completions {
         #[arg(value_enum)]

@@ -57,7 +57,7 @@
 //! [`postgres`]; [`check`], [`once`] and [`client`], which uses [`check`], stand beside [`collector`], which alone talks to
 //! [`systemd`] and [`http`]. SQL lives in `sql/`, a file a statement, unless it is a line, and is sent from [`control`],
 //! [`client`], [`snapshot`], [`server`], [`check`] and [`postgres`] only. Connections are opened in [`postgres::session`] only, by way of
-//! [`postgres::dial`]; what is not ours to know, variables and files, is read in [`config`], [`postgres::conninfo`]
+//! [`postgres::dial`], but for [`client::health`]'s; what is not ours to know, variables and files, is read in [`config`], [`postgres::conninfo`]
 //! and [`postgres::tls`] only, but for the service manager's, in [`systemd`]; what the system grants is settled in
 //! [`descriptors`] and [`memory`], and where the log goes in [`telemetry`]; a program is run in
 //! [`postgres::password_command`] only. Tasks are spawned in [`collector`], [`fleet`], [`control::listener`], [`http`] and

@@ -85,6 +85,10 @@ fn main() -> ExitCode {
                     Err(error) => Err(anyhow::Error::msg(error.to_string())),
                 }
             }
+            Command::Health => {
+                client::health::run(configuration.http_listen).await?;
+                Ok(ExitCode::SUCCESS)
+            }
             Command::Completions { .. } | Command::Man => unreachable!("printed above"),
             Command::Once { servers } => Ok(exit_code(once::run(&configuration, &servers).await?)),
         }

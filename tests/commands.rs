@@ -249,6 +249,14 @@ on_both_versions! {
 }
 
 #[tokio::test]
+async fn the_health_of_a_collector_that_serves_no_pages_is_not_known() {
+    let keys = json!({ "repository": { "dsn": "host=127.0.0.1 dbname=powa" } });
+    let (code, out, err) = finish(Collector::builder(keys).argument("health").run().await);
+    assert_eq!((code, out.as_str()), (1, ""), "{err}");
+    assert!(err.contains("http.listen is not set"), "{err}");
+}
+
+#[tokio::test]
 async fn completions_and_the_manual_name_every_command() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let (code, out, _) = finish(Collector::bare().argument("completions").argument(shell).run().await);
@@ -267,6 +275,7 @@ async fn completions_and_the_manual_name_every_command() {
         "RELOAD",
         "SNAPSHOT",
         "REFRESH-CATALOGS",
+        "HEALTH",
         "SERVERS",
         "SERVERS LIST",
         "SERVERS ADD",

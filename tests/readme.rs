@@ -35,6 +35,11 @@ const CONFIGURED: &[(&str, &str)] = &[("powa-collector", "powa-collector -c ROOT
 const COMMANDS: &[(&str, How)] = &[
     ("make demo", How::RunBelow),
     ("docker compose up", How::RunBy { file: "docker/ci", words: "compose up" }),
+    ("make deb", How::RunBy { file: ".ci/run", words: "make deb-test" }),
+    (
+        "apt-get install ./target/debian/powa-collector_2.0.0-1_amd64.deb",
+        How::RunBy { file: "packaging/test", words: "apt install /var/tmp/powa-collector.deb" },
+    ),
     ("make build", How::WouldRun("cargo build --release --locked")),
     (
         "install target/release/powa-collector /usr/local/bin/",

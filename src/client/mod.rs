@@ -1,7 +1,8 @@
-//! The commands that speak to a collector at work: they reach it by way of its repository, over the control channel.
-//! And those that change which servers it collects ([`servers`]), which tell it so in the same way.
+//! The commands that speak to a collector at work: they reach it by way of its repository, over the control channel, but
+//! for [`health`]. And those that change which servers it collects ([`servers`]), which tell it so in the same way.
 
 mod channel;
+pub mod health;
 pub mod servers;
 mod status;
 mod table;

@@ -638,6 +638,16 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_files_of_the_package_and_the_image_are_valid() {
+        for text in [
+            include_str!("../../packaging/debian/powa-collector.conf"),
+            include_str!("../../docker/collector/powa-collector.conf"),
+        ] {
+            assert_eq!(from_file(text).unwrap().warnings, Vec::<String>::new());
+        }
+    }
+
     /// Neither its dot nor its capital has a meaning in a server's name.
     #[test]
     fn names_of_servers_stay_as_they_are() {
