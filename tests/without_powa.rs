@@ -219,7 +219,7 @@ async fn a_repository_of_powa_4_refuses_a_server_without_powa() {
     let scene = plain(Cluster::start(Powa::V4), &monitored).await;
     scene.failed_snapshot().await;
     let error = scene.error().await;
-    assert!(error.contains("has no extension powa"), "{error}");
+    assert!(error.contains("has no extension powa") && error.contains("with PoWA 5 there"), "{error}");
 }
 
 #[tokio::test]

@@ -8,6 +8,8 @@ use crate::report::Detail;
 
 const COLUMNS: [&str; 10] =
     ["ID", "SERVER", "STATE", "LAST SNAPSHOT", "TOOK", "ROWS", "BYTES", "NEXT DUE", "BACKLOG", "LAST ERROR"];
+/// Of so many servers at most, it is said what is left out.
+const NOTES_OF: usize = 10;
 /// The columns of numbers, which end at the same place.
 const NUMBERS: [usize; 4] = [0, 4, 5, 6];
 
@@ -20,7 +22,17 @@ pub fn table(details: &[Detail], now: Timestamp, width: Option<u16>) -> String {
     let lines = laid_out(&rows, &NUMBERS, width);
     let bad = details.iter().filter(|detail| !detail.is_well()).count();
     let servers = if details.len() == 1 { "server" } else { "servers" };
-    format!("{lines}{} {servers}, {bad} with a problem\n", details.len())
+    format!("{lines}{}{} {servers}, {bad} with a problem\n", notes(&details), details.len())
+}
+
+/// What is left out, of servers that are few enough to be looked at one by one.
+fn notes(details: &[&Detail]) -> String {
+    let shown = if details.len() > NOTES_OF { &[] } else { details };
+    let notes = shown.iter().flat_map(|detail| {
+        let name = one_line(detail.alias.as_ref().unwrap_or(&detail.server));
+        detail.report.way.skipped.iter().map(move |skipped| format!("note: {name}: {}\n", one_line(skipped)))
+    });
+    notes.collect()
 }
 
 fn row(detail: &Detail, now: Timestamp) -> [String; 10] {
@@ -158,6 +170,20 @@ mod tests {
         assert!(bare(&text).contains(&bare("reason of many words, and aWord")), "{text}");
         // Where hardly anything is left for it, the terminal itself folds the line.
         assert_eq!(table(&details, at(1_060), Some(90)), table(&details, at(1_060), None));
+    }
+
+    #[test]
+    fn what_is_left_out_is_said_of_a_few_servers() {
+        let [mut well, _] = details();
+        well.report.way.borrowed = Some("the server has no PoWA".to_owned());
+        well.report.way.skipped = vec!["a is left out:\nit is not there".to_owned()];
+        let text = table(std::slice::from_ref(&well), at(1_060), None);
+        assert!(text.contains(" running, without PoWA "), "{text}");
+        assert!(
+            text.ends_with("\nnote: db1:5432: a is left out: it is not there\n1 server, 0 with a problem\n"),
+            "{text}"
+        );
+        assert!(!table(&vec![well; NOTES_OF + 1], at(1_060), None).contains("note: "));
     }
 
     #[test]

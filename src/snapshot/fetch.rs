@@ -58,12 +58,13 @@ pub enum FetchError {
     )]
     OtherRole { is_standby: bool, is_read_only: bool },
     #[error(
-        "database {database} of the monitored server has no extension powa: CREATE EXTENSION powa CASCADE"
+        "database {database} of the monitored server has no extension powa: CREATE EXTENSION powa CASCADE, as \
+         {repository} on the repository server; with PoWA 5 there, none would be needed"
     )]
-    NoPowa { database: String },
+    NoPowa { database: String, repository: PowaVersion },
     #[error(
         "PoWA is {remote} on the monitored server and {repository} on the repository server: \
-         both must be of the same major.minor version"
+         both must be of the same major.minor version, unless that of the repository is 5"
     )]
     Version { repository: PowaVersion, remote: PowaVersion },
     /// What a cursor gives is text; other bytes only `COPY` can hand out.
@@ -234,7 +235,10 @@ async fn read_server(
             let (repository, remote) = (plan.powa.version.clone(), powa.version.clone());
             return Err(FetchError::Version { repository, remote });
         }
-        (None, None) => return Err(FetchError::NoPowa { database: remote.database() }),
+        (None, None) => {
+            let repository = plan.powa.version.clone();
+            return Err(FetchError::NoPowa { database: remote.database(), repository });
+        }
     };
 
     let mut wanted = Vec::new();
