@@ -19,7 +19,6 @@ use crate::postgres::repository::{Object, Repository};
 use crate::postgres::session::Session;
 use crate::postgres::text::causes;
 use crate::server::{self, Server};
-use crate::snapshot::plan::Facts;
 
 /// How many relations without grants are named.
 const RELATIONS_SHOWN: usize = 3;
@@ -60,8 +59,8 @@ pub async fn run(configuration: &Configuration, warnings: &[String]) -> bool {
             async move {
                 let title = format!("server {} {}", assignment.server.id, assignment.name);
                 let mut findings = Findings::of(&title);
-                let plan = async |facts: Facts| {
-                    let plan = assignment.subject().plan(&facts).await;
+                let plan = async |version: i32| {
+                    let plan = assignment.subject().plan(version).await;
                     plan.map_err(|error| error.to_string())
                 };
                 one_server::check(&assignment, plan, &mut findings).await;

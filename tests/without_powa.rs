@@ -150,6 +150,19 @@ async fn a_server_without_powa_is_collected_with_pg_monitor_alone_and_nothing_is
 }
 
 #[tokio::test]
+async fn a_server_that_loses_its_powa_misses_no_snapshot() {
+    let scene = Scene::new(Powa::V5).await;
+    let mut collector = scene.begin_period().await;
+    scene.wait_for_snapshots(1).await;
+    run(&scene.monitored, "DROP EXTENSION powa CASCADE").await;
+    collector.wait_for_log(&format!("the server has no PoWA: {BORROWED}")).await;
+    let before = scene.snapshots().await;
+    scene.wait_for_snapshots(before + 1).await;
+    assert_eq!(Vec::<String>::new(), scene.errors().await);
+    assert!(!collector.log().contains("no snapshot: "), "{}", collector.log());
+}
+
+#[tokio::test]
 async fn a_standby_without_powa_is_collected() {
     let primary = Cluster::start(Powa::V5);
     let repository = Cluster::start(Powa::V5);

@@ -14,14 +14,14 @@ use crate::postgres::extension::{self, Extension, in_schema, quote_identifier};
 use crate::postgres::session::Session;
 use crate::postgres::text::one_line;
 use crate::snapshot::fetch::{self, FetchError, Remote};
-use crate::snapshot::plan::{Facts, Plan};
+use crate::snapshot::plan::Plan;
 use crate::snapshot::reading::{self, Functions, Lack};
 use crate::worker::Assignment;
 
 /// Looks at a server as the collector would read it. `plan` says what is read from such a server, or why nobody can say so.
 pub async fn check(
     assignment: &Assignment,
-    plan: impl AsyncFnOnce(Facts) -> Result<Plan, String>,
+    plan: impl AsyncFnOnce(i32) -> Result<Plan, String>,
     findings: &mut Findings,
 ) {
     let server = &assignment.server;
@@ -57,7 +57,7 @@ pub async fn check(
         }
     };
     findings.good(&format!("connected: PostgreSQL {}", remote.session.facts.version));
-    let plan = match plan(Facts::of(&remote)).await {
+    let plan = match plan(remote.session.facts.version_num).await {
         Ok(plan) => plan,
         Err(error) => {
             findings.problem(&error, &[]);

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use self::backlog::{Backlog, Ticket};
 use self::fetch::{Fetch, FetchError, Remote};
 use self::file::{Damage, Index};
-use self::plan::{Facts, Plan, PlanError, Refresh};
+use self::plan::{Plan, PlanError, Refresh};
 use self::spool::{Spool, SpoolError};
 use self::store::StoreError;
 use self::turns::{Due, Turn, Turns};
@@ -184,11 +184,10 @@ impl Subject<'_> {
             Some(turn) => Some(turn),
         };
         let version = remote.session.facts.version_num;
-        let facts = Facts::of(remote);
         let mut away = None;
         let plan = match known.as_ref().filter(|plan| is_away && plan.version_num == version) {
             Some(plan) => plan.clone(),
-            None => match stop.run_until_cancelled(self.plan(&facts)).await {
+            None => match stop.run_until_cancelled(self.plan(version)).await {
                 None => return Err(SnapshotError::Stopped),
                 Some(Ok(plan)) => {
                     *known = Some(plan.without_catalogs());
@@ -353,8 +352,8 @@ impl Subject<'_> {
     ///
     /// # Errors
     /// When the repository cannot be asked.
-    pub async fn plan(&self, facts: &Facts) -> Result<Plan, SnapshotError> {
-        self.ask(async |client, about| plan::plan(client, about, self.server, facts).await).await
+    pub async fn plan(&self, server_version_num: i32) -> Result<Plan, SnapshotError> {
+        self.ask(async |client, about| plan::plan(client, about, self.server, server_version_num).await).await
     }
 
     /// How long ago the last snapshot began: `Some(None)` when there was none, `None` when the server has no

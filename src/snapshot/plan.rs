@@ -8,8 +8,7 @@ use tokio_postgres::types::ToSql;
 
 use super::About;
 use super::borrowed::{self, Definition};
-use super::fetch::Remote;
-use crate::postgres::extension::{self, Extension, Powa, PowaVersion, Table, in_schema};
+use crate::postgres::extension::{self, Extension, Powa, Table, in_schema};
 use crate::postgres::repository::Object;
 use crate::postgres::text::causes;
 use crate::server::ServerId;
@@ -33,8 +32,8 @@ pub struct Plan {
     pub errors: Vec<String>,
     /// What is left out because the repository has no query for it, which may be as it should be.
     pub skipped: Vec<String>,
-    /// How datasources are read on a server whose PoWA is another one, or that has none. `None`: that was not asked for, or
-    /// the repository's PoWA does not allow it.
+    /// How datasources are read on a server whose PoWA is another one, or that has none. `None`: the repository's PoWA does
+    /// not allow it.
     pub borrowed: Option<Blocks>,
 }
 
@@ -139,26 +138,16 @@ pub enum PlanError {
     Unsupported(extension::PowaVersion),
 }
 
-/// What is to be known of a server for its plan.
-#[derive(Debug, Clone)]
-pub struct Facts {
-    pub version_num: i32,
-    pub powa: Option<PowaVersion>,
-}
-
-impl Facts {
-    pub fn of(remote: &Remote) -> Self {
-        let facts = &remote.session.facts;
-        Self { version_num: facts.version_num, powa: facts.powa.as_ref().map(|powa| powa.version.clone()) }
-    }
-}
-
-/// Asks the repository what is due for a server.
+/// Asks the repository what is due for a server of the given `server_version_num`.
 ///
 /// # Errors
 /// When the repository cannot be asked.
-pub async fn plan(client: &Object, about: About, server: ServerId, facts: &Facts) -> Result<Plan, PlanError> {
-    let server_version_num = facts.version_num;
+pub async fn plan(
+    client: &Object,
+    about: About,
+    server: ServerId,
+    server_version_num: i32,
+) -> Result<Plan, PlanError> {
     let About { powa, extensions, repository } = about;
     let mut plan = Plan {
         server,
@@ -196,10 +185,8 @@ pub async fn plan(client: &Object, about: About, server: ServerId, facts: &Facts
     plan.add_datasources(&datasources, &extensions);
     plan.add_db_modules(&db_modules);
     plan.add_catalogs(&catalogs);
-    let has_its_own = facts.powa.as_ref().is_some_and(|powa| powa.is_compatible(&plan.powa.version));
-    if !has_its_own {
-        plan.borrowed = Some(plan.blocks(client).await?);
-    }
+    // For every server: one that has PoWA now may have none when it is read.
+    plan.borrowed = Some(plan.blocks(client).await?);
     Ok(plan)
 }
 

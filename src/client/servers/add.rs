@@ -5,7 +5,6 @@ use super::options::Add;
 use super::{ServersError, called, check_names, password};
 use crate::config::Configuration;
 use crate::server::{self, Server, ServerId};
-use crate::snapshot::plan::Facts;
 
 /// Registers a server and tries it in one transaction, which locks nothing that anybody else has use for while the server
 /// is tried, and which ends without a trace when we do.
@@ -35,7 +34,7 @@ pub async fn add(configuration: &Configuration, wanted: &Add) -> Result<bool, Se
     server.id = register(&administration, &server, wanted).await?;
     administration.activate(server.id, &wanted.extensions).await?;
     let id = server.id;
-    let plan = async |facts: Facts| administration.plan(id, &facts).await;
+    let plan = async |version: i32| administration.plan(id, version).await;
     let is_good = administration.try_out(server.clone(), plan).await?;
     if !is_good && !wanted.force {
         administration.roll_back().await?;

@@ -19,7 +19,7 @@ use crate::postgres::repository::{Object, Repository};
 use crate::postgres::session::ends_connection;
 use crate::postgres::text::causes;
 use crate::server::{self, Name, Server, ServerId};
-use crate::snapshot::plan::{self, Facts, Plan};
+use crate::snapshot::plan::{self, Plan};
 use crate::snapshot::{self, About};
 
 /// What comes with every server, and is never activated by itself: PoWA 4 would deactivate `powa` by that.
@@ -215,9 +215,9 @@ impl Administration {
     }
 
     /// What is read from a server, as its registration is in this transaction.
-    pub async fn plan(&self, id: ServerId, facts: &Facts) -> Result<Plan, ServersError> {
+    pub async fn plan(&self, id: ServerId, version_num: i32) -> Result<Plan, ServersError> {
         self.ask(self.client.batch_execute("SAVEPOINT plan")).await?;
-        let planning = plan::plan(&self.client, self.about.clone(), id, facts);
+        let planning = plan::plan(&self.client, self.about.clone(), id, version_num);
         let plan = timeout(self.timeouts.query, planning).await;
         let plan = plan.map_err(|_| ServersError::Deadline(self.timeouts.query))?;
         // Also when the question has failed, which must not end what the transaction is for.
@@ -230,12 +230,12 @@ impl Administration {
     pub async fn try_out(
         &self,
         server: Server,
-        plan: impl AsyncFn(Facts) -> Result<Plan, ServersError>,
+        plan: impl AsyncFn(i32) -> Result<Plan, ServersError>,
     ) -> Result<bool, ServersError> {
         let (role, database) = (server.username.clone(), server.dbname.clone());
         let assignment = self.means.assignment(server);
         let mut findings = Findings::of(&format!("server {}", assignment.name));
-        let planning = async |facts: Facts| plan(facts).await.map_err(|error| error.to_string());
+        let planning = async |version: i32| plan(version).await.map_err(|error| error.to_string());
         let trial = self.trial();
         if timeout(trial, one_server::check(&assignment, planning, &mut findings)).await.is_err() {
             findings.problem(&format!("not done within {} s", trial.as_secs()), &[]);
@@ -248,7 +248,7 @@ impl Administration {
         let mut extensions = Vec::new();
         if findings.has_unseen() {
             // Which extensions are read does not depend on the server's version, which may be unknown.
-            if let Ok(plan) = plan(Facts { version_num: i32::MAX, powa: None }).await {
+            if let Ok(plan) = plan(i32::MAX).await {
                 extensions
                     .extend(plan.datasources.iter().filter_map(|datasource| datasource.extension.clone()));
             }

@@ -8,7 +8,6 @@ use super::{ServersError, called, check_names, password};
 use crate::config::Configuration;
 use crate::postgres::secret::Secret;
 use crate::server::{self, Server, ServerId};
-use crate::snapshot::plan::Facts;
 
 /// Tries a server with what is to change, where that matters to how it is read, and changes it then. It is locked only
 /// for the change itself: its snapshots go on while it is tried.
@@ -39,11 +38,11 @@ pub async fn set(configuration: &Configuration, wanted: &Set) -> Result<bool, Se
         _ => true,
     };
     if is_reached_otherwise || !wanted.extensions.is_empty() {
-        let plan = async |facts: Facts| {
+        let plan = async |version: i32| {
             administration.begin().await?;
             let plan = async {
                 administration.activate(old.id, &wanted.extensions).await?;
-                administration.plan(old.id, &facts).await
+                administration.plan(old.id, version).await
             };
             let plan = plan.await;
             administration.roll_back().await?;
