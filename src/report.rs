@@ -183,9 +183,9 @@ impl Sheet {
         self.with(|_, figures| figures.failed(Failure::Lost, 1));
     }
 
-    /// How it is read.
-    pub fn reads(&self, way: &Way) {
-        self.with(|report, _| report.way = way.clone());
+    /// How it is read. Gives how it was read before.
+    pub fn reads(&self, way: Way) -> Way {
+        self.with(|report, _| std::mem::replace(&mut report.way, way))
     }
 
     /// When the next snapshot is due.

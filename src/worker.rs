@@ -185,7 +185,6 @@ pub async fn run(
         known: None,
         storing: Storing::default(),
         errors: Errors::default(),
-        way: Way::default(),
         has_worked_again: false,
     };
     worker.storing.at = worker.has_backlog().then(Instant::now);
@@ -267,8 +266,6 @@ struct Worker {
     known: Option<Plan>,
     storing: Storing,
     errors: Errors,
-    /// How the last snapshot was read.
-    way: Way,
     /// Whether it was said since the last failure to read that the server works again.
     has_worked_again: bool,
 }
@@ -702,18 +699,15 @@ impl Worker {
 
     /// Tells how a snapshot was read, when that is news.
     fn tell_way(&mut self, fetched: &Fetched) {
-        let now = Way { borrowed: fetched.borrowed.clone(), skipped: fetched.skipped.clone() };
-        if now == self.way {
+        let way = Way { borrowed: fetched.borrowed.clone(), skipped: fetched.skipped.clone() };
+        let before = self.sheet.reads(way);
+        if before.borrowed == fetched.borrowed {
             return;
         }
-        if now.borrowed != self.way.borrowed {
-            match &now.borrowed {
-                Some(reason) => tracing::info!("{reason}: read by the repository's own definitions"),
-                None => tracing::info!("read by the server's own PoWA"),
-            }
+        match &fetched.borrowed {
+            Some(reason) => tracing::info!("{reason}: read by the repository's own definitions"),
+            None => tracing::info!("read by the server's own PoWA"),
         }
-        self.sheet.reads(&now);
-        self.way = now;
     }
 
     fn tell_taken(&mut self, taken: &Taken) {
