@@ -150,32 +150,31 @@ impl Assignment {
     ///
     /// # Errors
     /// What to say of it when that fails.
-    pub async fn connect(&self) -> Result<Remote, String> {
+    pub async fn connect(&self) -> Result<Box<Remote>, String> {
         let conninfo = self.conninfo().map_err(|error| error.to_string())?;
         let name = application_name(SESSION_PREFIX, &self.name);
         let _turn = self.connects.wait(None).await;
         descriptors::are_left(self.settings.descriptors_in_reserve()).map_err(|error| error.to_string())?;
-        let opening = Box::pin(Remote::open(conninfo, name, self.settings.timeouts.connect));
-        opening.await.map_err(|error| error.to_string())
+        let opening = Box::pin(Remote::open(&conninfo, name, self.settings.timeouts.connect));
+        opening.await.map(Box::new).map_err(|error| error.to_string())
     }
 }
 
 /// Works until told to stop.
-pub async fn run(
+pub fn run(
     assignment: Assignment,
     mut commands: mpsc::Receiver<Command>,
     state: watch::Sender<State>,
     sheet: Sheet,
     stop: CancellationToken,
-) -> Exit {
-    let mut wishes = Wishes { versions: true, ..Wishes::default() };
-    let taking = AtomicBool::new(false);
+) -> impl Future<Output = Exit> + Send {
+    // Not in the future: one that moves its arguments has room for them twice, for as long as it lives.
     let mut worker = Worker {
         id: assignment.server.id,
         assignment,
         state,
         sheet,
-        stop: stop.clone(),
+        stop,
         remote: None,
         schedule: None,
         not_before: Instant::now(),
@@ -188,54 +187,58 @@ pub async fn run(
         has_worked_again: false,
     };
     worker.storing.at = worker.has_backlog().then(Instant::now);
-    let exit = loop {
-        if let Some(assignment) = wishes.assignment.take() {
-            worker.assign(*assignment);
-        }
-        worker.sheet.due(worker.schedule.map(|schedule| schedule.due));
-        if worker.is_due(&wishes, Instant::now()) {
-            let span = worker.span();
-            let begun = worker.schedule.map(|schedule| schedule.began);
-            let mut job = wishes.take_job();
-            let exit = {
-                // On the heap, which a thousand workers that only wait do not need.
-                let mut acting = Box::pin(worker.act(&mut job, &taking).instrument(span));
-                loop {
-                    tokio::select! {
-                        exit = &mut acting => break exit,
-                        Some(command) = commands.recv() => {
-                            let is_taking = taking.load(Ordering::Relaxed);
-                            wishes.note(command, is_taking, false, begun.flatten());
+    async move {
+        let mut wishes = Wishes { versions: true, ..Wishes::default() };
+        let taking = AtomicBool::new(false);
+        let exit = loop {
+            if let Some(assignment) = wishes.assignment.take() {
+                worker.assign(*assignment);
+            }
+            worker.sheet.due(worker.schedule.map(|schedule| schedule.due));
+            if worker.is_due(&wishes, Instant::now()) {
+                let span = worker.span();
+                let begun = worker.schedule.map(|schedule| schedule.began);
+                let mut job = wishes.take_job();
+                let exit = {
+                    // On the heap, which a thousand workers that only wait do not need.
+                    let mut acting = Box::pin(worker.act(&mut job, &taking).instrument(span));
+                    loop {
+                        tokio::select! {
+                            exit = &mut acting => break exit,
+                            Some(command) = commands.recv() => {
+                                let is_taking = taking.load(Ordering::Relaxed);
+                                wishes.note(command, is_taking, false, begun.flatten());
+                            }
                         }
                     }
+                };
+                wishes.put_back(job);
+                if let Some(exit) = exit {
+                    break exit;
                 }
-            };
-            wishes.put_back(job);
-            if let Some(exit) = exit {
-                break exit;
+                continue;
             }
-            continue;
-        }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => break Exit::Stopped,
-            command = commands.recv() => match command {
-                Some(command) => {
-                    let is_ready = worker.remote.is_some() && worker.attempt == 0;
-                    let began = worker.schedule.and_then(|schedule| schedule.began);
-                    if wishes.note(command, false, is_ready, began) {
-                        worker.not_before = Instant::now();
+            tokio::select! {
+                biased;
+                () = worker.stop.cancelled() => break Exit::Stopped,
+                command = commands.recv() => match command {
+                    Some(command) => {
+                        let is_ready = worker.remote.is_some() && worker.attempt == 0;
+                        let began = worker.schedule.and_then(|schedule| schedule.began);
+                        if wishes.note(command, false, is_ready, began) {
+                            worker.not_before = Instant::now();
+                        }
                     }
-                }
-                None => break Exit::Stopped,
-            },
-            () = closed(worker.remote.as_ref()) => worker.lose("the connection was closed"),
-            () = worker.assignment.repository.back(), if worker.storing.is_gone => worker.find_repository(),
-            () = sleep_until(worker.wake(&wishes, Instant::now())) => {}
-        }
-    };
-    worker.state.send_replace(State::Stopped);
-    exit
+                    None => break Exit::Stopped,
+                },
+                () = closed(worker.remote.as_deref()) => worker.lose("the connection was closed"),
+                () = worker.assignment.repository.back(), if worker.storing.is_gone => worker.find_repository(),
+                () = sleep_until(worker.wake(&wishes, Instant::now())) => {}
+            }
+        };
+        worker.state.send_replace(State::Stopped);
+        exit
+    }
 }
 
 async fn closed(remote: Option<&Remote>) {
@@ -251,7 +254,7 @@ struct Worker {
     state: watch::Sender<State>,
     sheet: Sheet,
     stop: CancellationToken,
-    remote: Option<Remote>,
+    remote: Option<Box<Remote>>,
     /// `None` until the repository has said when the last snapshot was.
     schedule: Option<Schedule>,
     /// The end of a wait after a failure.
@@ -439,7 +442,7 @@ impl Worker {
     }
 
     /// Does what is due: finds its place in the schedule, stores what waits, connects, looks at versions, takes a
-    /// snapshot.
+    /// snapshot. Each on the heap: a thousand may wait with one of them, and none needs the room of the others.
     async fn act(&mut self, job: &mut Job, taking: &AtomicBool) -> Option<Exit> {
         // In this order: what waits becomes the repository's last snapshot, but the last one that was taken is older.
         if self.schedule.is_none() {
@@ -467,13 +470,13 @@ impl Worker {
             }
         }
         if self.storing.at.is_some_and(|at| at <= Instant::now()) {
-            self.store(None).await;
+            Box::pin(self.store(None)).await;
         }
         if self.stop.is_cancelled() || self.not_before > Instant::now() {
             return None;
         }
         if self.remote.is_none() {
-            self.connect().await;
+            Box::pin(self.connect()).await;
         }
         let remote = self.remote.as_ref()?;
         if std::mem::take(&mut job.versions) {
@@ -485,7 +488,7 @@ impl Worker {
         }
         if self.is_snapshot_due() || job.is_forced {
             taking.store(true, Ordering::Relaxed);
-            self.snapshot(job).await;
+            Box::pin(self.snapshot(job)).await;
             taking.store(false, Ordering::Relaxed);
         }
         None
@@ -543,7 +546,7 @@ impl Worker {
                 }
                 self.errors.skipped.met(&fetched.skipped, &now).iter().for_each(tell_skipped);
                 self.tell_way(&fetched);
-                self.store(Some(fetched)).await;
+                Box::pin(self.store(Some(fetched))).await;
             }
             Err(error) if error.is_stop() => tracing::debug!("no snapshot: {error}"),
             Err(error) if error.is_repository_away() => {
@@ -746,7 +749,7 @@ impl Worker {
     /// Writes into the repository why there is no snapshot. False when that is away, so that it is worth another try.
     async fn record(&self, errors: Vec<String>) -> bool {
         let subject = self.assignment.subject();
-        let recording = subject.record_failure(&errors);
+        let recording = Box::pin(subject.record_failure(&errors));
         match self.stop.run_until_cancelled(recording).await {
             Some(Err(error)) if error.is_repository_away() => {
                 tracing::debug!("the failure is not written to powa_snapshot_metas: {error}");

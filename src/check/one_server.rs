@@ -46,7 +46,7 @@ pub async fn check(
         }
     };
     let timeouts = assignment.settings.timeouts;
-    let remote = match Remote::open(conninfo.clone(), SESSION.to_owned(), timeouts.connect).await {
+    let remote = match Remote::open(&conninfo, SESSION.to_owned(), timeouts.connect).await {
         Ok(remote) => remote,
         Err(error) => {
             findings.problem(error.what(), error.advice());

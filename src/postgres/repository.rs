@@ -112,7 +112,8 @@ impl Repository {
             return Err(RepositoryError::Away);
         }
         tokio::select! {
-            connection = pool.get() => connection.map_err(error),
+            // On the heap: whoever waits here would have room for it at each level above.
+            connection = Box::pin(pool.get()) => connection.map_err(error),
             // Who has waited in line does not go on with what somebody else has found to be in vain.
             Ok(_) = is_away.wait_for(|is_away| *is_away), if !is_try => Err(RepositoryError::Away),
         }

@@ -195,6 +195,11 @@ impl Session {
         Ok((session, opened.prepared))
     }
 
+    /// How it was opened.
+    pub fn conninfo(&self) -> &ConnInfo {
+        &self.conninfo
+    }
+
     /// Another database of the very server that this session is with.
     pub fn database(&self, dbname: &str) -> ConnInfo {
         let mut conninfo = self.conninfo.with_database(dbname);

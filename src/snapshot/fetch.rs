@@ -37,7 +37,6 @@ pub const DATABASES: &str = include_str!("../../sql/remote/databases.sql");
 pub struct Remote {
     /// Dropped before the statements: each one that is dropped in a session is taken back there.
     pub session: Session,
-    conninfo: ConnInfo,
     application_name: String,
     /// By their text: a few dozen, in each of a thousand sessions.
     prepared: Vec<(Box<str>, Statement)>,
@@ -96,7 +95,7 @@ impl Remote {
     /// # Errors
     /// When the server cannot be reached or refuses.
     pub async fn open(
-        conninfo: ConnInfo,
+        conninfo: &ConnInfo,
         application_name: String,
         deadline: Duration,
     ) -> Result<Self, SessionError> {
@@ -106,30 +105,30 @@ impl Remote {
 
     /// The same, as [`Session::open_preparing`].
     async fn open_preparing(
-        conninfo: ConnInfo,
+        conninfo: &ConnInfo,
         application_name: String,
         deadline: Duration,
         statements: &[&str],
     ) -> Result<(Self, Vec<Prepared>), SessionError> {
         let (session, prepared) =
-            Session::open_preparing(&conninfo, &application_name, deadline, statements).await?;
-        let mut remote = Self { session, conninfo, application_name, prepared: Vec::new() };
+            Session::open_preparing(conninfo, &application_name, deadline, statements).await?;
+        let mut remote = Self { session, application_name, prepared: Vec::new() };
         remote.keep(statements, &prepared);
         Ok((remote, prepared))
     }
 
     async fn reopen(&mut self, deadline: Duration) -> Result<(), SessionError> {
-        *self = Self::open(self.conninfo.clone(), self.application_name.clone(), deadline).await?;
+        *self = Self::open(self.session.conninfo(), self.application_name.clone(), deadline).await?;
         Ok(())
     }
 
     /// Whether this is how one would connect today.
     pub fn is_reached_by(&self, conninfo: &ConnInfo) -> bool {
-        self.conninfo == *conninfo
+        self.session.conninfo() == conninfo
     }
 
     fn database(&self) -> String {
-        self.conninfo.dbname.clone()
+        self.session.conninfo().dbname.clone()
     }
 
     /// Prepares statements that are not prepared yet, in one round trip. Gives what became of each, in their
@@ -547,7 +546,7 @@ async fn read_database(
 ) -> Result<(), FetchError> {
     let conninfo = remote.session.database(&database.name);
     let (name, copies) = (remote.application_name.clone(), copies(&readings));
-    let opening = Remote::open_preparing(conninfo, name, settings.timeouts.connect, &copies);
+    let opening = Remote::open_preparing(&conninfo, name, settings.timeouts.connect, &copies);
     let (here, prepared) = match stop.run_until_cancelled(opening).await {
         None => return Err(FetchError::Stopped),
         Some(Ok(opened)) => opened,
