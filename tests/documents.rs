@@ -514,6 +514,51 @@ fn what_is_asked_for_and_not_there_is_noticed() {
     }
 }
 
+// --- figures
+
+#[test]
+fn the_figures_of_the_readme_are_those_of_the_benchmark() {
+    let (readme, results) = (Document::read("README.md"), Document::read("benches/RESULTS.md"));
+    let figure = |case: &str, what: &str, column: usize| -> f64 {
+        let rows = results.prose().into_iter().map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+        let mut rows = rows.filter(|cells| cells.get(1..3) == Some(&[case, what]));
+        rows.next()
+            .and_then(|cells| cells[2 + column].parse().ok())
+            .unwrap_or_else(|| panic!("{case}, {what}"))
+    };
+    let ours_and_theirs = |told: &dyn Fn(usize) -> String| format!("| {} | {} |", told(1), told(2));
+    let seconds = |value: f64| if value < 1.0 { format!("{value:.2}") } else { format!("{value:.1}") };
+    let (minute, memory) = ("snapshots a minute", "peak memory, MB");
+    let first = "snapshots a minute, over 150 s";
+    let (fetch, longest) = ("a fetch, all databases included, s", "the longest transaction on the server, s");
+    let (idle, connections) = ("peak memory, first snapshots included, MB", "connections to the repository");
+    let rows = [
+        ("100 servers every 60 s", ours_and_theirs(&|of| format!("{:.0}", figure("first-round", first, of)))),
+        ("50 servers every 10 s", ours_and_theirs(&|of| format!("{:.0}", figure("overload", minute, of)))),
+        ("100 servers with 6 MB", ours_and_theirs(&|of| format!("{:.0} MB", figure("text", memory, of)))),
+        (
+            "a server behind",
+            ours_and_theirs(&|of| {
+                format!(
+                    "{} s, {} s",
+                    seconds(figure("distant", fetch, of)),
+                    seconds(figure("distant", longest, of))
+                )
+            }),
+        ),
+        (
+            "1000 servers",
+            format!("| {:.0} MB, {:.0} |", figure("idle", idle, 1), figure("idle", connections, 1)),
+        ),
+    ];
+    for (beginning, figures) in rows {
+        let prose = readme.prose();
+        let row = prose.iter().find(|line| line.starts_with(&format!("| {beginning}")));
+        let row = row.unwrap_or_else(|| panic!("the README has no row {beginning}"));
+        assert!(row.contains(&figures), "{row} has not {figures}");
+    }
+}
+
 // --- links and targets
 
 #[test]
