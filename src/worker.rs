@@ -749,6 +749,7 @@ impl Worker {
     /// Writes into the repository why there is no snapshot. False when that is away, so that it is worth another try.
     async fn record(&self, errors: Vec<String>) -> bool {
         let subject = self.assignment.subject();
+        // On the heap: it is hardly ever needed, and everybody who calls would have room for it.
         let recording = Box::pin(subject.record_failure(&errors));
         match self.stop.run_until_cancelled(recording).await {
             Some(Err(error)) if error.is_repository_away() => {
@@ -807,5 +808,24 @@ fn tell_change(change: &Change) {
         }
         Change::AddHypopg(version) => tracing::info!("hypopg {version} is available"),
         Change::RemoveHypopg => tracing::info!("hypopg is not available any more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// There are a thousand of them, and all may wait for the repository at once.
+    #[test]
+    fn a_worker_that_waits_needs_little_room() {
+        let work =
+            room(|assignment, commands, (state, sheet, stop)| run(assignment, commands, state, sheet, stop));
+        assert!(work <= 2560, "{work} bytes from one snapshot to the next");
+        let act = room(Worker::act);
+        assert!(act <= 2048, "{act} bytes more in the line for the repository or a turn");
     }
 }
