@@ -199,13 +199,13 @@ on_both_versions! {
         let (code, _, err) = run(&fleet, &["status"]).await;
         assert_eq!((code, err.as_str()), (0, ""), "a store holds nobody up");
         gate.open();
-        fleet.collector.signal(support::Signal::SIGSTOP);
+        fleet.collector.suspend().await;
         let mut keys = config(&fleet.cluster, json!({}));
         keys["timeouts"] = json!({ "query": 1 });
         let (code, out, err) = finish(Collector::builder(keys).argument("status").run().await);
         assert_eq!((code, out.as_str()), (3, ""), "{err}");
         assert!(err.contains("the collector does not answer within 2 s"), "{err}");
-        fleet.collector.signal(support::Signal::SIGCONT);
+        fleet.collector.resume();
         fleet.collector.stop().await;
 
         for command in [&["status"][..], &["reload"], &["snapshot", "1"], &["refresh-catalogs", "1"]] {

@@ -6,9 +6,7 @@ mod support;
 
 use fleet::{Fleet, Gate, LISTENING, cluster, monitored, register_idle};
 use serde_json::{Map, Value, json};
-use support::{
-    Control, DEADLINE, Powa, Registration, Signal, on_both_versions, quote_identifier, wait_until,
-};
+use support::{Control, DEADLINE, Powa, Registration, on_both_versions, quote_identifier, wait_until};
 
 on_both_versions! {
     async fn commands_may_end_with_a_space(powa: Powa) {
@@ -264,14 +262,14 @@ on_both_versions! {
         let mut fleet = Fleet::start(powa).await;
         let sender = Control::connect(&fleet.cluster, "powa").await;
         let pid: i32 = sender.client().query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
-        fleet.collector.signal(Signal::SIGSTOP);
+        fleet.collector.suspend().await;
         sender.notify_raw(&format!("RELOAD {}", fleet.control.channel())).await;
         drop(sender);
         let gone = "SELECT FROM pg_stat_activity WHERE pid = $1";
         wait_until("the sender is gone", DEADLINE, async || {
             fleet.repository.query(gone, &[&pid]).await.unwrap().is_empty()
         }).await;
-        fleet.collector.signal(Signal::SIGCONT);
+        fleet.collector.resume();
         assert_eq!("RELOAD ERROR Permission denied", fleet.answer().await);
     }
 

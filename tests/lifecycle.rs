@@ -55,12 +55,12 @@ on_both_versions! {
         fleet.collector.wait_for_log_after(position, "not listening for control messages").await;
 
         // Nobody tells the collector of the new server: it hears no message while it cannot listen.
-        fleet.collector.signal(Signal::SIGSTOP);
+        fleet.collector.suspend().await;
         fleet.cluster.start_again();
         fleet.repository = fleet.cluster.client("powa").await;
         let added = fleet.register(2).await;
         fleet.execute(&format!("UPDATE powa_servers SET dbname = 'powa' WHERE id = {added}")).await;
-        fleet.collector.signal(Signal::SIGCONT);
+        fleet.collector.resume();
 
         fleet.collector.wait_for_log_after(position, LISTENING).await;
         fleet.control = Control::connect(&fleet.cluster, "powa").await;

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::cluster::Cluster;
 use super::process;
-use super::{DEADLINE, Signal};
+use super::{DEADLINE, Signal, wait_until};
 
 /// A running `powa-collector` with a configuration file, a home and a working directory of its own. It is
 /// killed when dropped; when the test has failed, its log is printed and its directory kept.
@@ -183,6 +183,27 @@ impl Collector {
 
     pub fn signal(&self, signal: Signal) {
         process::signal(&self.process, signal);
+    }
+
+    /// Lets it stand still. A signal alone is only on its way: on a busy machine a thread goes on for a while.
+    pub async fn suspend(&self) {
+        self.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.pid());
+        wait_until("all of its threads stand still", DEADLINE, async || {
+            fs::read_dir(&tasks).expect("list its threads").all(|task| {
+                // One that has just ended stands still too.
+                let stat =
+                    fs::read_to_string(task.expect("a thread").path().join("stat")).unwrap_or_default();
+                // Its name, which comes before, may have anything in it but the last parenthesis.
+                stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+            })
+        })
+        .await;
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
     }
 
     pub fn is_running(&mut self) -> bool {
