@@ -442,7 +442,7 @@ impl Worker {
     }
 
     /// Does what is due: finds its place in the schedule, stores what waits, connects, looks at versions, takes a
-    /// snapshot. Each on the heap: a thousand may wait with one of them, and none needs the room of the others.
+    /// snapshot. What is large is on the heap: a thousand may wait with one of them, and none needs the room of the others.
     async fn act(&mut self, job: &mut Job, taking: &AtomicBool) -> Option<Exit> {
         // In this order: what waits becomes the repository's last snapshot, but the last one that was taken is older.
         if self.schedule.is_none() {
